@@ -1,0 +1,6 @@
+#include "other.hpp"
+
+int main() {
+  deltaw::Cpu::Context ctx;
+  use(ctx);
+}

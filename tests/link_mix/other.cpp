@@ -1,0 +1,3 @@
+#include "other.hpp"
+
+void use(deltaw::Cpu::Context&) {}
