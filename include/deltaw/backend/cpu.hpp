@@ -1,0 +1,245 @@
+#pragma once
+// The Cpu backend: the closed list of primitives on views of host memory. Adapters name only these. Elementwise work is
+// in the value's own precision, or in float for 16-bit storage. No reduction depends on the address of its data.
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "deltaw/backend/cpu_gemm.hpp"
+#include "deltaw/backend/cpu_update.hpp"
+#include "deltaw/core/random.hpp"
+
+namespace deltaw {
+
+#if DELTAW_CBLAS
+inline namespace cpu_with_cblas {
+#else
+inline namespace cpu_with_eigen {
+#endif
+
+/// CPU backend. A product runs on the threads of its BLAS (OMP_NUM_THREADS), which belong to the program, not to us.
+struct Cpu {
+  using Space = Host;
+
+  /// Workspace of one thread of calls: grows in the first step and then allocates nothing; or the caller's own memory,
+  /// which never grows. One Context per calling thread.
+  struct Context {
+    Arena<Host> arena;
+    Context() = default;
+    Context(void* memory, std::size_t bytes) : arena(memory, bytes) {}
+  };
+
+  /// A temporary that lives until the enclosing `Arena::Mark` ends.
+  template <class T>
+  static MatrixView<T, Host> temp(Context& ctx, index_t rows, index_t cols) {
+    return ctx.arena.template take<T>(rows, cols);
+  }
+
+  /// C = alpha A B + beta C; A or B may be `t(view)`, the types may be mixed. beta = 0 never reads C.
+  template <class A, class B, class T>
+  static void gemm(Context& ctx, double alpha, A a, B b, double beta, MatrixView<T, Host> c) {
+    cpu_detail::gemm(ctx.arena, alpha, cpu_detail::operand(a), cpu_detail::operand(b), beta, c);
+  }
+
+  /// out(i, j) = f(out(i, j), in(i, j)...). An input of one row or one column is broadcast.
+  template <class F, class T, class... In>
+  static void map(Context&, F f, MatrixView<T, Host> out, MatrixView<In, Host>... in) {
+    (check_broadcast(out, in), ...);
+    const bool plain = ((in.cols == out.cols) && ...);
+    for (index_t i = 0; i < out.rows; ++i) {
+      T* row = out.data + i * out.stride;
+      if (plain) {
+        for (index_t j = 0; j < out.cols; ++j) row[j] = T(f(compute_t<T>(row[j]), value(in, i)[j]...));
+      } else {
+        for (index_t j = 0; j < out.cols; ++j)
+          row[j] = T(f(compute_t<T>(row[j]), value(in, i)[in.cols == 1 ? 0 : j]...));
+      }
+    }
+  }
+
+  template <class T>
+  static void fill(Context&, MatrixView<T, Host> out, double constant) {
+    for (index_t i = 0; i < out.rows; ++i) std::fill_n(out.data + i * out.stride, out.cols, T(constant));
+  }
+
+  /// out = in, converted.
+  template <class U, class T>
+  static void copy(Context&, MatrixView<U, Host> in, MatrixView<T, Host> out) {
+    check_view("copy", "out", out, in.rows, in.cols);
+    for (index_t i = 0; i < in.rows; ++i)
+      for (index_t j = 0; j < in.cols; ++j)
+        out.data[i * out.stride + j] = T(static_cast<compute_t<T>>(in.data[i * in.stride + j]));
+  }
+
+  /// out = in^T, converted.
+  template <class U, class T>
+  static void copy_transposed(Context&, MatrixView<U, Host> in, MatrixView<T, Host> out) {
+    check_view("copy_transposed", "out", out, in.cols, in.rows);
+    constexpr index_t block = 16;  // 16 x 16 floats: both sides of a block stay in the first cache
+    for (index_t i0 = 0; i0 < in.rows; i0 += block)
+      for (index_t j0 = 0; j0 < in.cols; j0 += block)
+        for (index_t i = i0; i < std::min(i0 + block, in.rows); ++i)
+          for (index_t j = j0; j < std::min(j0 + block, in.cols); ++j)
+            out.data[j * out.stride + i] = T(static_cast<compute_t<T>>(in.data[i * in.stride + j]));
+  }
+
+  /// out_j += scale * sum_i a_ij b_ij (out: one row).
+  template <class TA, class TB, class T>
+  static void col_dot(Context&, double scale, MatrixView<TA, Host> a, MatrixView<TB, Host> b, MatrixView<T, Host> out) {
+    check_view("col_dot", "b", b, a.rows, a.cols);
+    add_column_sums(scale, out, a.rows, a.cols, [=](index_t i, index_t j) {
+      return static_cast<compute_t<T>>(a.data[i * a.stride + j]) * static_cast<compute_t<T>>(b.data[i * b.stride + j]);
+    });
+  }
+
+  /// out_j += scale * sum_i a_ij (out: one row).
+  template <class TA, class T>
+  static void col_sum(Context&, double scale, MatrixView<TA, Host> a, MatrixView<T, Host> out) {
+    add_column_sums(scale, out, a.rows, a.cols,
+                    [=](index_t i, index_t j) { return static_cast<compute_t<T>>(a.data[i * a.stride + j]); });
+  }
+
+  /// out_i += scale * sum_j a_ij b_ij (out: one row of a.rows elements).
+  template <class TA, class TB, class T>
+  static void row_dot(Context&, double scale, MatrixView<TA, Host> a, MatrixView<TB, Host> b, MatrixView<T, Host> out) {
+    check_view("row_dot", "b", b, a.rows, a.cols);
+    check_view("row_dot", "out", out, 1, a.rows);
+    using C = compute_t<T>;
+    for (index_t i = 0; i < a.rows; ++i) {
+      const auto* u = a.data + i * a.stride;
+      const auto* v = b.data + i * b.stride;
+      const C sum = lane_sum<C>(a.cols, [&](index_t j) { return static_cast<C>(u[j]) * static_cast<C>(v[j]); });
+      out.data[i] = T(static_cast<C>(out.data[i]) + static_cast<C>(scale) * sum);
+    }
+  }
+
+  /// sum_ij a_ij^2 in double; NaN or infinity where an element is.
+  template <class T>
+  static double norm2(Context&, MatrixView<T, Host> a) {
+    double sum = 0;
+    for (index_t i = 0; i < a.rows; ++i) {
+      const auto* row = a.data + i * a.stride;
+      sum += lane_sum<double>(a.cols,
+                              [&](index_t j) { return static_cast<double>(row[j]) * static_cast<double>(row[j]); });
+    }
+    return sum;
+  }
+
+  /// out = mask o in / (1 - p), or out += that: element (i, j) is dropped where its random number falls below p.
+  template <class U, class T>
+  static void dropout(Context&, double p, RandomKey key, RandomOrigin origin, MatrixView<U, Host> in,
+                      MatrixView<T, Host> out, bool accumulate = false) {
+    check_view("dropout", "out", out, in.rows, in.cols);
+    const auto threshold = static_cast<std::uint64_t>(std::llround(p * 0x1p32));
+    const auto keep = static_cast<compute_t<T>>(1 / (1 - p));
+    for_each_random(key, origin, in.rows, in.cols, [&](index_t i, index_t j, std::uint32_t bits) {
+      const auto x = bits < threshold ? compute_t<T>(0) : static_cast<compute_t<T>>(in.data[i * in.stride + j]) * keep;
+      T& o = out.data[i * out.stride + j];
+      o = T(accumulate ? static_cast<compute_t<T>>(o) + x : x);
+    });
+  }
+
+  /// out_ij uniform in [low, high), addressed by (key, origin + (i, j)).
+  template <class T>
+  static void fill_uniform(Context&, RandomKey key, RandomOrigin origin, double low, double high,
+                           MatrixView<T, Host> out) {
+    for_each_random(key, origin, out.rows, out.cols, [&](index_t i, index_t j, std::uint32_t bits) {
+      out.data[i * out.stride + j] = T(std::fma(uniform01(bits), high - low, low));
+    });
+  }
+
+  /// out_ij normal with the given deviation, addressed by (key, origin + (i, j)).
+  template <class T>
+  static void fill_normal(Context&, RandomKey key, RandomOrigin origin, double deviation, MatrixView<T, Host> out) {
+    for_each_random(key, origin, out.rows, out.cols, [&](index_t i, index_t j, std::uint32_t bits) {
+      out.data[i * out.stride + j] = T(deviation * normal01(bits));
+    });
+  }
+
+  /// One AdamW update: p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+  /// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
+  template <class T>
+  static void adamw(Context&, const AdamWUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
+                    MatrixView<T, Host> m, MatrixView<T, Host> v) {
+    cpu_detail::adamw(u, value, gradient, m, v);
+  }
+
+  /// One SGD update: g += wd p; with momentum b = mu b + (1 - dampening) g (b = g at the first step), g = b, or g + mu b
+  /// for Nesterov; p -= lr g. `momentum` may be empty.
+  template <class T>
+  static void sgd(Context&, const SgdUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
+                  MatrixView<T, Host> momentum) {
+    cpu_detail::sgd(u, value, gradient, momentum);
+  }
+
+ private:
+  template <class In>
+  static auto value(MatrixView<In, Host> in, index_t i) {
+    return in.data + (in.rows == 1 ? 0 : i * in.stride);
+  }
+
+  template <class T, class In>
+  static void check_broadcast(MatrixView<T, Host> out, MatrixView<In, Host> in) {
+    check_view("map", "input", in, in.rows == 1 ? 1 : out.rows, in.cols == 1 ? 1 : out.cols);
+  }
+
+  // sum_j f(j) in 16 lanes by j mod 16 and then a fixed tree: vectors without reassociating, whatever the address.
+  template <class C, class F>
+  static C lane_sum(index_t n, F f) {
+    constexpr index_t lanes = 16;
+    std::array<C, lanes> acc{};
+    index_t j = 0;
+    for (; j + lanes <= n; j += lanes)
+      for (index_t l = 0; l < lanes; ++l) acc[static_cast<std::size_t>(l)] += f(j + l);
+    for (index_t l = 0; j < n; ++j, ++l) acc[static_cast<std::size_t>(l)] += f(j);
+    for (std::size_t width = lanes / 2; width > 0; width /= 2)
+      for (std::size_t l = 0; l < width; ++l) acc[l] += acc[l + width];
+    return acc[0];
+  }
+
+  // out_j += scale * sum_i f(i, j): 64 columns at a time stay in registers, rows in their order.
+  template <class T, class F>
+  static void add_column_sums(double scale, MatrixView<T, Host> out, index_t rows, index_t cols, F f) {
+    check_view("col_dot", "out", out, 1, cols);
+    using C = compute_t<T>;
+    constexpr index_t width = 64;
+    for (index_t j0 = 0; j0 < cols; j0 += width) {
+      std::array<C, width> acc{};
+      const index_t n = std::min(width, cols - j0);
+      for (index_t i = 0; i < rows; ++i)
+        for (index_t j = 0; j < n; ++j) acc[static_cast<std::size_t>(j)] += f(i, j0 + j);
+      for (index_t j = 0; j < n; ++j)
+        out.data[j0 + j] =
+            T(static_cast<C>(out.data[j0 + j]) + static_cast<C>(scale) * acc[static_cast<std::size_t>(j)]);
+    }
+  }
+
+  // f(i, j, bits) for every element; 16 blocks of Philox at a time so that the rounds run in vectors.
+  template <class F>
+  static void for_each_random(RandomKey key, RandomOrigin origin, index_t rows, index_t cols, F f) {
+    constexpr index_t blocks = 16;
+    std::array<std::uint32_t, 4 * blocks> bits;
+    const auto offset = static_cast<index_t>(origin.col % 4);
+    for (index_t i = 0; i < rows; ++i) {
+      for (index_t first = -offset; first < cols; first += 4 * blocks) {
+        philox_run(key, (origin.col + static_cast<std::uint64_t>(first + offset)) / 4,
+                   origin.row + static_cast<std::uint64_t>(i), bits);
+        const index_t begin = std::max<index_t>(first, 0), end = std::min(first + 4 * blocks, cols);
+        for (index_t j = begin; j < end; ++j) f(i, j, bits[static_cast<std::size_t>(j - first)]);
+      }
+    }
+  }
+
+  template <std::size_t N>
+  static void philox_run(RandomKey key, std::uint64_t first_block, std::uint64_t row,
+                         std::array<std::uint32_t, N>& bits) {
+    for (std::size_t b = 0; b < N / 4; ++b) {
+      const PhiloxBlock block = key.block(first_block + b, row);
+      for (std::size_t w = 0; w < 4; ++w) bits[4 * b + w] = block[w];
+    }
+  }
+};
+
+}  // namespace cpu_with_cblas or cpu_with_eigen
+}  // namespace deltaw

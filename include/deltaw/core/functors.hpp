@@ -1,0 +1,35 @@
+#pragma once
+// Functors for a backend's `map`: f(current value of out, inputs...) is the new value. Named and public, since nvcc takes
+// neither lambdas nor private types as kernel arguments.
+
+#include "deltaw/core/config.hpp"
+
+namespace deltaw {
+
+/// out + in.
+struct Add {
+  template <class X, class Y>
+  DELTAW_HD X operator()(X out, Y in) const {
+    return out + static_cast<X>(in);
+  }
+};
+
+/// out + scale in.
+struct AddScaled {
+  double scale = 1;
+  template <class X, class Y>
+  DELTAW_HD X operator()(X out, Y in) const {
+    return out + static_cast<X>(scale) * static_cast<X>(in);
+  }
+};
+
+/// scale out.
+struct Scale {
+  double scale = 1;
+  template <class X>
+  DELTAW_HD X operator()(X out) const {
+    return static_cast<X>(scale) * out;
+  }
+};
+
+}  // namespace deltaw

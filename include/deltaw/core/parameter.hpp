@@ -1,0 +1,71 @@
+#pragma once
+// What an optimizer, a checkpoint or a test sees of an adapter: named values with their gradients.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "deltaw/core/memory.hpp"
+
+namespace deltaw {
+
+/// What a parameter is to its method; optimizers choose by it (LoRA+ gives `Up` another learning rate).
+enum class Role { Down, Up, Gate, Magnitude, Core, Vector, Bias, Router, Coefficient, Weight };
+
+/// Which axis of a tensor counts ranks, so that ranks can be cut or grown without knowing the method.
+enum class RankAxis { None, Rows, Cols, Both };
+
+/// State that an optimizer keeps beside a parameter ("exp_avg", ...); it may have a shape of its own.
+template <class T, class Space = Host>
+struct Slot {
+  std::string name;
+  RankAxis rank_axis = RankAxis::None;
+  Tensor<T, Space> value;
+};
+
+/// Ranks [first, first + count) that an optimizer may touch; count < 0 means all.
+struct Window {
+  index_t first = 0;
+  index_t count = -1;
+};
+
+template <class T, class Space = Host>
+struct Parameter {
+  std::string name;   ///< as the checkpoint has it, without the layer: "lora_A.weight"
+  std::string owner;  ///< the layer it belongs to, once an AdapterSet has named it
+  Role role = Role::Weight;
+  RankAxis rank_axis = RankAxis::None;
+  Tensor<T, Space> value;
+  Tensor<T, Space> grad;  ///< backward adds to it until `zero_grad`
+  bool trained = true;    ///< false: backward skips its product and optimizers leave it alone
+  Window window;
+  std::uint64_t version = 0;  ///< counts changes of the value; whoever writes it calls `changed`
+  long step = 0;              ///< optimizer steps this parameter has taken
+  std::vector<Slot<T, Space>> slots;
+
+  Parameter() = default;
+  Parameter(std::string name_, Role role_, RankAxis axis, index_t rows, index_t cols)
+      : name(std::move(name_)), role(role_), rank_axis(axis), value(rows, cols), grad(rows, cols) {}
+
+  void changed() { ++version; }
+
+  /// The slot of that name, made (zero, shaped as the value) at first use.
+  Tensor<T, Space>& slot(std::string_view slot_name) {
+    for (auto& s : slots)
+      if (s.name == slot_name) return s.value;
+    slots.push_back({std::string(slot_name), rank_axis, Tensor<T, Space>(value.rows(), value.cols())});
+    return slots.back().value;
+  }
+};
+
+/// The two factors of a plain low-rank pair, dW = scale * up * down, for optimizers that need both (LoRA-Pro).
+template <class T, class Space = Host>
+struct Pair {
+  Parameter<T, Space>* down = nullptr;
+  Parameter<T, Space>* up = nullptr;
+  double scale = 1;
+};
+
+}  // namespace deltaw

@@ -1,0 +1,45 @@
+#pragma once
+// SGD with momentum, by PyTorch's exact rules (Sutskever et al., 2013).
+
+#include "deltaw/core/options.hpp"
+#include "deltaw/core/update.hpp"
+#include "deltaw/optim/optimizer.hpp"
+
+namespace deltaw {
+
+/// g += wd p; b = mu b + (1 - dampening) g (b = g at the first step); p -= lr b, or lr (g + mu b) for Nesterov.
+/// `decoupled` decays the weight itself instead, p *= 1 - lr wd. The momentum is slot "momentum_buffer".
+struct Sgd {
+  double learning_rate = 1e-2;
+  double momentum = 0;
+  double dampening = 0;
+  bool nesterov = false;
+  double weight_decay = 0;
+  bool decoupled = false;
+
+  void check() const {
+    if (!(learning_rate >= 0)) raise_mismatch<OptionError>("Sgd", "learning_rate", learning_rate, "0 or more");
+    if (!(momentum >= 0)) raise_mismatch<OptionError>("Sgd", "momentum", momentum, "0 or more");
+    if (!(weight_decay >= 0)) raise_mismatch<OptionError>("Sgd", "weight_decay", weight_decay, "0 or more");
+    if (nesterov && !(momentum > 0 && dampening == 0))
+      raise<OptionError>("Sgd", "nesterov: got momentum " + std::to_string(momentum) + " and dampening " +
+                                    std::to_string(dampening) + ", want momentum above 0 and no dampening");
+  }
+
+  template <class B, class Param>
+  void update(typename B::Context& ctx, Param& p, double gradient_scale) const {
+    const SgdUpdate u{.learning_rate = learning_rate,
+                      .momentum = momentum,
+                      .dampening = dampening,
+                      .nesterov = nesterov,
+                      .weight_decay = weight_decay,
+                      .decoupled = decoupled,
+                      .gradient_scale = gradient_scale,
+                      .step = p.step};
+    auto value = p.value.view();
+    auto buffer = momentum > 0 ? p.slot("momentum_buffer").view() : decltype(value){};
+    B::sgd(ctx, u, value, std::as_const(p.grad).view(), buffer);
+  }
+};
+
+}  // namespace deltaw
