@@ -10,6 +10,8 @@
 #include "deltaw/core/adapter.hpp"
 #include "deltaw/init/gaussian.hpp"
 #include "deltaw/init/kaiming.hpp"
+#include "deltaw/model/adapted_linear.hpp"
+#include "deltaw/model/any_adapter.hpp"
 #include "deltaw/optim/adamw.hpp"
 #include "deltaw/optim/optimizer.hpp"
 #include "deltaw/optim/schedule.hpp"

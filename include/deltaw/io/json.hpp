@@ -15,7 +15,7 @@
 namespace deltaw::io {
 
 /// Text from a file as it stands in a message: in quotes, unprintable bytes as \xNN, cut after `limit` bytes.
-inline std::string quote(std::string_view text, std::size_t limit = 80) {
+inline std::string quote(std::string_view text, std::size_t limit = 160) {
   constexpr std::string_view digits = "0123456789abcdef";
   std::string shown = "'";
   for (const char c : text.substr(0, limit)) {

@@ -226,7 +226,7 @@ class SafetensorsReader {
   std::span<const std::byte> memory_;  // of the map or the caller; unused where there is a stream
   std::uint64_t data_begin_ = 0;
   SafetensorsHeader header_;
-  std::map<std::string, std::size_t, std::less<>> by_name_;
+  std::map<std::string_view, std::size_t> by_name_;  // the names are those in header_: moving a vector moves no element
 };
 
 /// Collects tensors and writes them as one safetensors file, atomically. Values that the caller keeps are borrowed, and

@@ -1,0 +1,207 @@
+#pragma once
+// A frozen linear layer with named adapters on it: composition, merging, enabling, run-time scale, hot swap.
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "deltaw/base/dense.hpp"
+#include "deltaw/model/any_adapter.hpp"
+
+namespace deltaw {
+
+/// How `unmerge` will give the weight back.
+enum class MergeMode {
+  KeepCopy,  ///< restores the very bits; costs a copy of W while merged
+  Subtract,  ///< W - dW: costs nothing, but W comes back only up to rounding (one unit in the last place in float; in 16 bits use KeepCopy)
+};
+
+/// Y = X W^T + b, then each enabled adapter in the order added. W and b stay the user's memory, of type Act.
+template <class P, class B, class Act = P>
+class AdaptedLinear {
+ public:
+  using Backend = B;
+  using Space = typename B::Space;
+  using Context = typename B::Context;
+  using Adapter = AnyAdapter<P, B, Act>;
+  using Dense = DenseLinear<Act, Act, B>;
+
+  struct Saved {
+    Call call;
+    std::vector<typename Adapter::Saved> adapters;
+  };
+
+  explicit AdaptedLinear(Dense base) : base_(std::move(base)) {}
+
+  /// Puts an adapter on the layer. Throws NameError if the name is taken, ShapeError if it does not fit.
+  void add(Context& ctx, std::string name, Adapter adapter) {
+    check_unmerged("AdaptedLinear.add");
+    for (const auto& e : entries_)
+      if (e.name == name) raise_mismatch<NameError>("AdaptedLinear.add", "name", "'" + name + "'", "one not taken yet");
+    fit(ctx, "AdaptedLinear.add", adapter);
+    entries_.push_back({std::move(name), std::move(adapter), true});
+  }
+  /// Replaces an adapter in place, keeping its name and order.
+  void swap(Context& ctx, std::string_view name, Adapter adapter) {
+    check_unmerged("AdaptedLinear.swap");
+    Entry& e = entry("AdaptedLinear.swap", name);
+    fit(ctx, "AdaptedLinear.swap", adapter);
+    e.adapter = std::move(adapter);
+  }
+  void remove(std::string_view name) {
+    check_unmerged("AdaptedLinear.remove");
+    entries_.erase(entries_.begin() + (&entry("AdaptedLinear.remove", name) - entries_.data()));
+  }
+  void enable(std::string_view name, bool on) {
+    check_unmerged("AdaptedLinear.enable");
+    entry("AdaptedLinear.enable", name).enabled = on;
+  }
+  void set_scale(std::string_view name, double scale) {
+    check_unmerged("AdaptedLinear.set_scale");
+    entry("AdaptedLinear.set_scale", name).adapter.set_scale(scale);
+  }
+
+  void prepare(Context& ctx) {
+    for_each_enabled([&](Entry& e) { e.adapter.prepare(ctx, base_); });
+  }
+  void finish(Context& ctx) {
+    for_each_enabled([&](Entry& e) { e.adapter.finish(ctx, base_); });
+  }
+
+  /// y = the adapted output.
+  void forward(Context& ctx, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y, Saved& saved) const {
+    base_.forward(ctx, x, y);
+    if (merged_) return;
+    saved.adapters.resize(entries_.size());
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (!entries_[i].enabled) continue;
+      saved.adapters[i].call = saved.call;
+      entries_[i].adapter.forward(ctx, base_, x, y, saved.adapters[i]);
+    }
+  }
+  /// Parameter gradients +=, dx += the whole gradient of x (none if dx is empty); dy is overwritten.
+  void backward(Context& ctx, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> dy, MatrixView<Act, Space> dx,
+                Saved& saved) {
+    check_unmerged("AdaptedLinear.backward");
+    if (saved.adapters.size() != entries_.size())
+      raise_mismatch<StaleError>("AdaptedLinear.backward", "saved.adapters", saved.adapters.size(),
+                                 std::to_string(entries_.size()) + ", those of this layer's forward");
+    for (std::size_t i = entries_.size(); i-- > 0;)
+      if (entries_[i].enabled) entries_[i].adapter.backward(ctx, base_, x, dy, dx, saved.adapters[i]);
+    if (dx.data != nullptr) base_.backward_input(ctx, ConstMatrixView<Act, Space>(dy), dx);
+  }
+
+  /// Adds every enabled adapter's dW to the user's weight. Refused, with nothing changed, when already merged, when a method
+  /// cannot merge, or when a parameter is not finite. Methods that train the base itself are in it already.
+  void merge(Context& ctx, MergeMode mode) {
+    check_merge(ctx);
+    if (mode == MergeMode::KeepCopy) {
+      B::copy(ctx, base_.weight, weight_copy_.resize(base_.weight.rows, base_.weight.cols));
+      B::copy(ctx, base_.bias, bias_copy_.resize(base_.bias.rows, base_.bias.cols));
+    }
+    for_each_enabled([&](Entry& e) {
+      if (!e.adapter.trains_base()) e.adapter.merge(ctx, base_, base_.weight, base_.bias);
+    });
+    merged_ = true;
+    mode_ = mode;
+  }
+  /// Throws what `merge` would, and changes nothing.
+  void check_merge(Context& ctx) {
+    check_unmerged("AdaptedLinear.merge");
+    for_each_enabled([&](Entry& e) { check_mergeable(ctx, e); });
+  }
+  /// Undoes `merge`, by the copy or by subtraction, as was chosen then.
+  void unmerge(Context& ctx) {
+    if (!merged_) raise<StaleError>("AdaptedLinear.unmerge", "state: got a layer that is not merged, want merge first");
+    if (mode_ == MergeMode::KeepCopy) {
+      B::copy(ctx, weight_copy_.view(), base_.weight);
+      B::copy(ctx, bias_copy_.view(), base_.bias);
+      weight_copy_ = {};
+      bias_copy_ = {};
+    } else {
+      for (std::size_t i = entries_.size(); i-- > 0;)
+        if (entries_[i].enabled && !entries_[i].adapter.trains_base())
+          entries_[i].adapter.unmerge(ctx, base_, base_.weight, base_.bias);
+    }
+    merged_ = false;
+  }
+  bool merged() const { return merged_; }
+
+  Adapter& adapter(std::string_view name) { return entry("AdaptedLinear.adapter", name).adapter; }
+  const Adapter& adapter(std::string_view name) const {
+    return const_cast<AdaptedLinear*>(this)->entry("AdaptedLinear.adapter", name).adapter;
+  }
+  bool has(std::string_view name) const {
+    for (const auto& e : entries_)
+      if (e.name == name) return true;
+    return false;
+  }
+  std::size_t adapter_count() const { return entries_.size(); }
+  const Dense& base() const { return base_; }
+  LinearShape shape() const { return base_.shape; }
+
+  /// Of all adapters, enabled or not.
+  template <class F>
+  void for_each_parameter(F&& f) {
+    for (auto& e : entries_) e.adapter.for_each_parameter(f);
+  }
+  template <class F>
+  void for_each_parameter(F&& f) const {
+    for (const auto& e : entries_) e.adapter.for_each_parameter(f);
+  }
+
+ private:
+  struct Entry {
+    std::string name;
+    Adapter adapter;
+    bool enabled;
+  };
+
+  template <class F>
+  void for_each_enabled(F f) {
+    for (auto& e : entries_)
+      if (e.enabled) f(e);
+  }
+  void fit(Context& ctx, std::string_view where, Adapter& adapter) {
+    const LinearShape got = adapter.shape(), want = base_.shape;
+    if (got.in_features != want.in_features || got.out_features != want.out_features)
+      raise_mismatch<ShapeError>(where, "adapter.shape",
+                                 std::to_string(got.in_features) + " -> " + std::to_string(got.out_features),
+                                 std::to_string(want.in_features) + " -> " + std::to_string(want.out_features));
+    if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
+  }
+  void check_mergeable(Context& ctx, const Entry& e) const {
+    if (!e.adapter.trains_base() && !e.adapter.can_merge())
+      raise<UnsupportedError>("AdaptedLinear.merge", "adapter '" + e.name + "': got method '" +
+                                                         std::string(e.adapter.method_name()) +
+                                                         "', which cannot be merged, want one that can");
+    e.adapter.for_each_parameter([&](const auto& p) {
+      if (!std::isfinite(B::norm2(ctx, p.value.view())))
+        raise<NonFiniteError>("AdaptedLinear.merge", "parameter '" + p.name + "' of adapter '" + e.name +
+                                                         "': got NaN or infinity, want finite");
+      if (p.role == Role::Bias && base_.bias.empty())
+        raise<UnsupportedError>("AdaptedLinear.merge",
+                                "adapter '" + e.name + "': got a trained bias, want a base that has one to add it to");
+    });
+  }
+  void check_unmerged(std::string_view where) const {
+    if (merged_) raise<StaleError>(where, "state: got a merged layer, want unmerge first");
+  }
+  Entry& entry(std::string_view where, std::string_view name) {
+    for (auto& e : entries_)
+      if (e.name == name) return e;
+    std::string known;
+    for (const auto& e : entries_) known += (known.empty() ? "'" : ", '") + e.name + "'";
+    raise_mismatch<NameError>(where, "name", "'" + std::string(name) + "'",
+                              known.empty() ? "an adapter added before" : "one of " + known);
+  }
+
+  Dense base_;
+  std::vector<Entry> entries_;
+  bool merged_ = false;
+  MergeMode mode_ = MergeMode::KeepCopy;
+  Tensor<Act, Space> weight_copy_, bias_copy_;
+};
+
+}  // namespace deltaw

@@ -1,0 +1,187 @@
+#pragma once
+// The adapters of a whole model: named layers, targets by PEFT's rules, heads trained whole, parameter counts.
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "deltaw/init/kaiming.hpp"
+#include "deltaw/model/adapted_linear.hpp"
+#include "deltaw/model/adapter_name.hpp"
+#include "deltaw/model/registry.hpp"
+#include "deltaw/model/targets.hpp"
+
+namespace deltaw {
+
+/// What to put on which layers.
+struct AdaptRequest {
+  std::string name = "default";          ///< of the adapter; a second request needs another
+  std::string method = "lora";           ///< as the registry has it
+  std::vector<OptionText> options = {};  ///< of the method: {{"rank", "8"}, {"alpha", "16"}}
+  Targets targets = {};                  ///< which layers get the method, and which are trained whole
+  std::vector<std::string> heads;        ///< the layers that `all_linear` leaves out
+};
+
+struct ParameterCounts {
+  index_t trained = 0;
+  index_t all = 0;  ///< as PEFT counts: a module to save counts twice, frozen original and trained copy
+};
+
+/// Owns one AdaptedLinear a layer, over the user's weights, which it never copies. Layers keep their address.
+template <class P, class B, class Act = P>
+class AdapterSet {
+ public:
+  using Scalar = P;
+  using Activation = Act;
+  using Backend = B;
+  using Space = typename B::Space;
+  using Context = typename B::Context;
+  using Layer = AdaptedLinear<P, B, Act>;
+  using Dense = DenseLinear<Act, Act, B>;
+
+  /// Declares a linear layer of the model; the order is that of reports and checkpoints.
+  Layer& add_layer(std::string name, Dense base) {
+    if (find(name) != nullptr)
+      raise_mismatch<NameError>("AdapterSet.add_layer", "name", quoted(name), "one not taken yet");
+    names_.push_back(std::move(name));
+    layers_.push_back(std::make_unique<Layer>(std::move(base)));
+    return *layers_.back();
+  }
+
+  /// Trains something that is no linear layer (a norm, an embedding) in the user's memory; write its gradient into
+  /// `.grad` of the parameter returned.
+  Parameter<P, Space>& add_parameter(std::string name, MatrixView<P, Space> value) {
+    auto& p = *extra_.emplace_back(std::make_unique<Parameter<P, Space>>());
+    p.name = std::move(name);
+    p.value.bind(value);
+    p.grad.resize(value.rows, value.cols);
+    return p;
+  }
+  /// Parameters of the model that this set knows nothing of, for the counts.
+  void add_frozen_count(index_t count) { frozen_ += count; }
+
+  /// Puts adapters on the layers that `request` selects, initialised by `init(ctx, adapter, base)`, and lists them. All is
+  /// checked before anything changes: throws NameError where a target or pattern matches nothing, OptionError for options.
+  template <class Init = init::Kaiming>
+  std::vector<Selected> adapt(Context& ctx, AdaptRequest request, const Init& init = {}) {
+    check_adapter_name(request.name);
+    if (find_request(request.name) != nullptr)
+      raise_mismatch<NameError>("AdapterSet.adapt", "name", quoted(request.name), "one not taken yet");
+    const auto method = find_method<P, B, Act>(request.method);
+    const LayerOptions defaults = method.defaults(request.options);
+    const auto selected =
+        select(request.targets, defaults.rank.value_or(1), defaults.alpha.value_or(1), names_, request.heads);
+    std::vector<AnyAdapter<P, B, Act>> made;
+    for (const Selected& s : selected) {
+      const LinearShape shape = layer(s.name).shape();
+      made.push_back(s.role == ModuleRole::Save
+                         ? make_adapter<P, B, Act>("full", shape, {})
+                         : method.make(shape, request.options, {s.rank, s.alpha, name_hash(s.name)}));
+    }
+    for (std::size_t i = 0; i < selected.size(); ++i) {
+      Layer& target = layer(selected[i].name);
+      target.add(ctx, request.name, std::move(made[i]));
+      auto& adapter = target.adapter(request.name);
+      if (!adapter.trains_base()) init(ctx, adapter, target.base());
+      deltaw::attach(ctx, adapter, target.base());
+      adapter.for_each_parameter([&](auto& p) { p.owner = selected[i].name; });
+    }
+    requests_.push_back(std::move(request));
+    selections_.push_back(selected);
+    return selected;
+  }
+
+  Layer& layer(std::string_view name) {
+    if (Layer* found = find(name)) return *found;
+    raise_mismatch<NameError>("AdapterSet.layer", "name", quoted(name),
+                              "one of the " + std::to_string(names_.size()) + " layers added");
+  }
+  const Layer& layer(std::string_view name) const { return const_cast<AdapterSet*>(this)->layer(name); }
+  const std::vector<std::string>& layer_names() const { return names_; }
+  /// What `adapt` was asked for under that name, and what it selected.
+  const AdaptRequest& request(std::string_view name) const { return requests_[request_index(name)]; }
+  const std::vector<Selected>& selected(std::string_view name) const { return selections_[request_index(name)]; }
+
+  void prepare(Context& ctx) {
+    for (auto& l : layers_) l->prepare(ctx);
+  }
+  void finish(Context& ctx) {
+    for (auto& l : layers_) l->finish(ctx);
+  }
+  /// Merges every layer, or none if one refuses.
+  void merge(Context& ctx, MergeMode mode) {
+    for (auto& l : layers_) l->check_merge(ctx);
+    for (auto& l : layers_) l->merge(ctx, mode);
+  }
+  void unmerge(Context& ctx) {
+    for (auto& l : layers_) l->unmerge(ctx);
+  }
+  /// On every layer that has the adapter of that name.
+  void enable(std::string_view name, bool on) {
+    for (const Selected& s : selected(name)) layer(s.name).enable(name, on);
+  }
+
+  template <class F>
+  void for_each_parameter(F&& f) {
+    for (auto& l : layers_) l->for_each_parameter(f);
+    for (auto& p : extra_) f(*p);
+  }
+  template <class F>
+  void for_each_parameter(F&& f) const {
+    for (const auto& l : layers_) std::as_const(*l).for_each_parameter(f);
+    for (const auto& p : extra_) f(std::as_const(*p));
+  }
+
+  ParameterCounts counts() const {
+    ParameterCounts c{.trained = count_trained(*this), .all = frozen_};
+    for (const auto& l : layers_) {
+      c.all += l->base().weight.size() + l->base().bias.size();
+      std::as_const(*l).for_each_parameter([&](const auto& p) { c.all += p.value.size(); });
+    }
+    for (const auto& p : extra_) c.all += p->value.size();
+    return c;
+  }
+
+ private:
+  Layer* find(std::string_view name) {
+    for (std::size_t i = 0; i < names_.size(); ++i)
+      if (names_[i] == name) return layers_[i].get();
+    return nullptr;
+  }
+  const AdaptRequest* find_request(std::string_view name) const {
+    for (const auto& r : requests_)
+      if (r.name == name) return &r;
+    return nullptr;
+  }
+  std::size_t request_index(std::string_view name) const {
+    if (const AdaptRequest* found = find_request(name)) return static_cast<std::size_t>(found - requests_.data());
+    raise_mismatch<NameError>("AdapterSet", "adapter", quoted(name), "the name of an earlier `adapt`");
+  }
+  static std::string quoted(std::string_view name) { return std::string("'").append(name).append("'"); }
+
+  std::vector<std::string> names_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  std::vector<std::unique_ptr<Parameter<P, Space>>> extra_;
+  std::vector<AdaptRequest> requests_;
+  std::vector<std::vector<Selected>> selections_;
+  index_t frozen_ = 0;
+};
+
+/// "trainable params: 294,912 || all params: 124,734,720 || trainable%: 0.2364", the line that PEFT prints.
+inline std::string to_string(const ParameterCounts& counts) {
+  const auto grouped = [](index_t n) {
+    std::string digits = std::to_string(n);
+    for (auto at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3)
+      digits.insert(static_cast<std::size_t>(at), ",");
+    return digits;
+  };
+  char percent[32];
+  std::snprintf(percent, sizeof percent, "%.4f",
+                counts.all > 0 ? 100.0 * static_cast<double>(counts.trained) / static_cast<double>(counts.all) : 0.0);
+  return "trainable params: " + grouped(counts.trained) + " || all params: " + grouped(counts.all) +
+         " || trainable%: " + percent;
+}
+
+}  // namespace deltaw

@@ -1,0 +1,234 @@
+#pragma once
+// Type erasure at the edge: how a model holds layers of different methods chosen by name at run time. AnyAdapter is itself
+// an Adapter, so what takes a typed adapter takes it unchanged, to the same bits.
+
+#include <memory>
+#include <optional>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include "deltaw/base/base_ref.hpp"
+#include "deltaw/core/adapter.hpp"
+
+namespace deltaw {
+
+template <class P, class B, class Act = P>
+class AnyAdapter {
+ public:
+  using Scalar = P;
+  using Activation = Act;
+  using Backend = B;
+  using Space = typename B::Space;
+  using Context = typename B::Context;
+  using Base = BaseRef<Act, P, B>;
+  using Param = Parameter<P, Space>;
+  static constexpr std::string_view method = "any";
+
+  /// Holds the Saved of whichever adapter it was last used with; made at first use and then reused.
+  struct Saved {
+    Call call;
+    std::shared_ptr<void> held;
+    const void* type = nullptr;
+  };
+
+  template <class A>
+  requires(!std::is_same_v<std::remove_cvref_t<A>, AnyAdapter> && Adapter<std::remove_cvref_t<A>>)
+      AnyAdapter(A&& adapter)
+      : self_(std::make_unique<Model<std::remove_cvref_t<A>>>(std::forward<A>(adapter))) {}
+  AnyAdapter(const AnyAdapter& other) : self_(other.self_->clone()) {}
+  AnyAdapter& operator=(const AnyAdapter& other) {
+    self_ = other.self_->clone();
+    return *this;
+  }
+  AnyAdapter(AnyAdapter&&) noexcept = default;
+  AnyAdapter& operator=(AnyAdapter&&) noexcept = default;
+
+  void forward(Context& ctx, const Base& base, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y,
+               Saved& saved) const {
+    self_->forward(ctx, base, x, y, saved);
+  }
+  void backward(Context& ctx, const Base& base, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> dy,
+                MatrixView<Act, Space> dx, Saved& saved) {
+    self_->backward(ctx, base, x, dy, dx, saved);
+  }
+  void backward_input(Context& ctx, const Base& base, MatrixView<Act, Space> dx, Saved& saved) const {
+    self_->backward_input(ctx, base, dx, saved);
+  }
+  void attach(Context& ctx, const Base& base) { self_->attach(ctx, base); }
+  void prepare(Context& ctx, const Base& base) { self_->prepare(ctx, base); }
+  void finish(Context& ctx, const Base& base) { self_->finish(ctx, base); }
+
+  /// The plain low-rank pair of methods that are one; nothing for the rest.
+  std::optional<Pair<P, Space>> pair() { return self_->pair(); }
+  bool can_scale() const { return self_->can_scale(); }
+  bool can_merge() const { return self_->can_merge(); }
+  bool trains_base() const { return self_->trains_base(); }
+  double scale() const { return self_->scale(); }
+  void set_scale(double scale) { self_->set_scale(scale); }
+  void delta_weight(Context& ctx, const Base& base, MatrixView<P, Space> out) const {
+    self_->delta_weight(ctx, base, out);
+  }
+  void merge(Context& ctx, const Base& base, MatrixView<Act, Space> w, MatrixView<Act, Space> b = {}) const {
+    self_->merge(ctx, base, w, b);
+  }
+  void unmerge(Context& ctx, const Base& base, MatrixView<Act, Space> w, MatrixView<Act, Space> b = {}) const {
+    self_->unmerge(ctx, base, w, b);
+  }
+  void bind_weight(Context& ctx, MatrixView<Act, Space> w, MatrixView<Act, Space> b) { self_->bind_weight(ctx, w, b); }
+
+  template <class F>
+  void for_each_parameter(F&& f) {
+    using Visitor = std::remove_reference_t<F>;
+    self_->for_each_parameter(const_cast<void*>(static_cast<const void*>(&f)),
+                              [](void* visitor, Param& p) { (*static_cast<Visitor*>(visitor))(p); });
+  }
+  template <class F>
+  void for_each_parameter(F&& f) const {
+    using Visitor = std::remove_reference_t<F>;
+    self_->for_each_parameter(const_cast<void*>(static_cast<const void*>(&f)), [](void* visitor, Param& p) {
+      (*static_cast<Visitor*>(visitor))(static_cast<const Param&>(p));
+    });
+  }
+
+  LinearShape shape() const { return self_->shape(); }
+  bool reads_input_in_backward() const { return self_->reads_input_in_backward(); }
+  std::string_view method_name() const { return self_->method_name(); }
+  /// The typed adapter inside, or null if it is of another type.
+  template <class A>
+  A* get() {
+    return self_->type() == type_id<A>() ? &static_cast<Model<A>*>(self_.get())->adapter : nullptr;
+  }
+  template <class A>
+  const A* get() const {
+    return self_->type() == type_id<A>() ? &static_cast<const Model<A>*>(self_.get())->adapter : nullptr;
+  }
+
+ private:
+  using VisitParameter = void (*)(void*, Param&);
+
+  // An address per type stands for RTTI, which users may have switched off.
+  template <class A>
+  static const void* type_id() {
+    static const char id = 0;
+    return &id;
+  }
+
+  struct Concept {
+    virtual ~Concept() = default;
+    virtual std::unique_ptr<Concept> clone() const = 0;
+    virtual const void* type() const = 0;
+    virtual void forward(Context&, const Base&, ConstMatrixView<Act, Space>, MatrixView<Act, Space>, Saved&) const = 0;
+    virtual void backward(Context&, const Base&, ConstMatrixView<Act, Space>, MatrixView<Act, Space>,
+                          MatrixView<Act, Space>, Saved&) = 0;
+    virtual void backward_input(Context&, const Base&, MatrixView<Act, Space>, Saved&) const = 0;
+    virtual void attach(Context&, const Base&) = 0;
+    virtual void prepare(Context&, const Base&) = 0;
+    virtual void finish(Context&, const Base&) = 0;
+    virtual std::optional<Pair<P, Space>> pair() = 0;
+    virtual bool can_scale() const = 0;
+    virtual bool can_merge() const = 0;
+    virtual bool trains_base() const = 0;
+    virtual double scale() const = 0;
+    virtual void set_scale(double) = 0;
+    virtual void delta_weight(Context&, const Base&, MatrixView<P, Space>) const = 0;
+    virtual void merge(Context&, const Base&, MatrixView<Act, Space>, MatrixView<Act, Space>) const = 0;
+    virtual void unmerge(Context&, const Base&, MatrixView<Act, Space>, MatrixView<Act, Space>) const = 0;
+    virtual void bind_weight(Context&, MatrixView<Act, Space>, MatrixView<Act, Space>) = 0;
+    virtual void for_each_parameter(void* visitor, VisitParameter visit) = 0;
+    virtual LinearShape shape() const = 0;
+    virtual bool reads_input_in_backward() const = 0;
+    virtual std::string_view method_name() const = 0;
+  };
+
+  // One row a member; an optional capability that the method lacks raises UnsupportedError, which names both.
+  template <class A>
+  struct Model final : Concept {
+    A adapter;
+    explicit Model(A a) : adapter(std::move(a)) {}
+
+    using X = ConstMatrixView<Act, Space>;
+    using Y = MatrixView<Act, Space>;
+
+    std::unique_ptr<Concept> clone() const override { return std::make_unique<Model>(adapter); }
+    const void* type() const override { return type_id<A>(); }
+    void forward(Context& ctx, const Base& base, X x, Y y, Saved& saved) const override {
+      adapter.forward(ctx, base, x, y, typed(saved));
+    }
+    void backward(Context& ctx, const Base& base, X x, Y dy, Y dx, Saved& saved) override {
+      adapter.backward(ctx, base, x, dy, dx, typed(saved));
+    }
+    void backward_input(Context& ctx, const Base& base, Y dx, Saved& saved) const override {
+      adapter.backward_input(ctx, base, dx, typed(saved));
+    }
+    void attach(Context& ctx, const Base& base) override { deltaw::attach(ctx, adapter, base); }
+    void prepare(Context& ctx, const Base& base) override { deltaw::prepare(ctx, adapter, base); }
+    void finish(Context& ctx, const Base& base) override { deltaw::finish(ctx, adapter, base); }
+    std::optional<Pair<P, Space>> pair() override {
+      if constexpr (requires { adapter.pair(); }) return adapter.pair();
+      return std::nullopt;
+    }
+    bool can_scale() const override {
+      return requires(A & a) { a.set_scale(1.0); };
+    }
+    bool can_merge() const override {
+      return requires(const A& a, Context& ctx, const Base& base, Y w) { a.merge(ctx, base, w, w); };
+    }
+    bool trains_base() const override {
+      return requires(A & a, Context & ctx, Y w) { a.bind_weight(ctx, w, w); };
+    }
+    double scale() const override {
+      if constexpr (requires { adapter.scale(); }) return adapter.scale();
+      missing("scale");
+    }
+    void set_scale(double scale) override {
+      if constexpr (requires { adapter.set_scale(scale); }) return adapter.set_scale(scale);
+      missing("set_scale");
+    }
+    void delta_weight(Context& ctx, const Base& base, MatrixView<P, Space> out) const override {
+      if constexpr (requires { adapter.delta_weight(ctx, base, out); }) return adapter.delta_weight(ctx, base, out);
+      missing("delta_weight");
+    }
+    void merge(Context& ctx, const Base& base, Y w, Y b) const override {
+      if constexpr (requires { adapter.merge(ctx, base, w, b); }) return adapter.merge(ctx, base, w, b);
+      missing("merge");
+    }
+    void unmerge(Context& ctx, const Base& base, Y w, Y b) const override {
+      if constexpr (requires { adapter.unmerge(ctx, base, w, b); }) return adapter.unmerge(ctx, base, w, b);
+      missing("unmerge");
+    }
+    void bind_weight(Context& ctx, Y w, Y b) override {
+      if constexpr (requires { adapter.bind_weight(ctx, w, b); }) return adapter.bind_weight(ctx, w, b);
+      missing("bind_weight");
+    }
+    void for_each_parameter(void* visitor, VisitParameter visit) override {
+      adapter.for_each_parameter([&](Param& p) { visit(visitor, p); });
+    }
+    LinearShape shape() const override { return adapter.shape(); }
+    bool reads_input_in_backward() const override { return adapter.reads_input_in_backward(); }
+    std::string_view method_name() const override { return A::method; }
+
+   private:
+    using TypedSaved = typename A::Saved;
+
+    static TypedSaved& typed(Saved& saved) {
+      if (saved.type != type_id<A>()) {
+        saved.held = std::make_shared<TypedSaved>();
+        saved.type = type_id<A>();
+      }
+      auto& held = *static_cast<TypedSaved*>(saved.held.get());
+      held.call = saved.call;
+      return held;
+    }
+    [[noreturn]] static void missing(std::string_view member) {
+      raise<UnsupportedError>("AnyAdapter", std::string(member)
+                                                .append(": got method '")
+                                                .append(A::method)
+                                                .append("', which has none, want a method that offers it"));
+    }
+  };
+
+  std::unique_ptr<Concept> self_;
+};
+
+}  // namespace deltaw
