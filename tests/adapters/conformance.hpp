@@ -1,0 +1,314 @@
+#pragma once
+// The conformance suite: what every row of tests/adapters.hpp passes, on every backend and scalar.
+
+#include <tuple>
+
+#include "catch.hpp"
+#include "problem.hpp"
+#include "wrapped_backend.hpp"
+
+namespace deltaw_tests {
+
+/// f(Row) for every row.
+template <class F>
+void for_each_row(F f) {
+  std::apply([&](auto... rows) { (f(rows), ...); }, Rows{});
+}
+/// f(Problem) for every row, option set, and base with and without bias, at the given sizes.
+template <class P, class B, class Act, class F>
+void for_each_problem(Sizes sizes, F f) {
+  for_each_row([&](auto row) {
+    using Row = decltype(row);
+    using Options = typename Row::template Method<P, B, Act>::Options;
+    for (const auto& variant : Row::template variants<Options>())
+      for (bool base_bias : {true, false}) {
+        INFO((Row::template Method<P, B, Act>::method) << ", " << variant.label << ", base bias " << base_bias);
+        sizes.base_bias = base_bias;
+        Problem<Row, P, B, Act> problem(sizes, variant.options);
+        f(problem);
+      }
+  });
+}
+
+template <class Act>
+constexpr double forward_tolerance() {
+  if constexpr (std::is_same_v<Act, double>) return 1e-12;
+  if constexpr (std::is_same_v<Act, float>) return 1e-5;
+  if constexpr (std::is_same_v<Act, dw::bf16>) return 0x1p-7;
+  return 0x1p-10;
+}
+
+template <class P, class B, class Act = P>
+void forward_equals_oracle() {
+  for (const Sizes sizes : {Sizes{5, 7, 6}, Sizes{1, 9, 5}, Sizes{17, 4, 33}, Sizes{300, 5, 4}, Sizes{0, 5, 4}})
+    for_each_problem<P, B, Act>(sizes, [&](auto& problem) {
+      for (bool training : {true, false}) {
+        problem.saved.call.training = training;
+        problem.forward();
+        const double error = relative_error(problem.y.view(), problem.oracle());
+        CHECK(error <= forward_tolerance<Act>());
+        CHECK(problem.guards_intact());
+      }
+    });
+}
+
+// Gradients of the row by two independent ways: backward, and differences of a forward that the oracle has checked.
+template <class B>
+void gradients_equal_differences() {
+  for (const Sizes sizes : {Sizes{5, 7, 6}, Sizes{1, 5, 9}, Sizes{6, 4, 4}})
+    for_each_problem<double, B, double>(sizes, [&](auto& problem) {
+      const auto numeric = numeric_gradients(problem);
+      CHECK(worst_error(analytic_gradients(problem), numeric) <= 1e-6);
+      CHECK(worst_error(analytic_gradients(problem, true), numeric) <= 1e-6);
+      CHECK(problem.guards_intact());
+    });
+}
+
+// The same gradients in the narrower types, against double on the same (exactly representable) values.
+template <class P, class B, class Act>
+void gradients_equal_double() {
+  const Sizes sizes{37, 19, 23};
+  for_each_row([&](auto row) {
+    using Row = decltype(row);
+    using Wide = Problem<Row, double, B, double>;
+    const auto narrow = Row::template variants<typename Problem<Row, P, B, Act>::Options>();
+    const auto wide = Row::template variants<typename Wide::Options>();
+    for (std::size_t v = 0; v < narrow.size(); ++v) {
+      INFO((Row::template Method<P, B, Act>::method) << ", " << narrow[v].label);
+      Problem<Row, P, B, Act> problem(sizes, narrow[v].options);
+      Wide reference(sizes, wide[v].options);
+      problem.forward();
+      reference.forward();
+      const auto want = analytic_gradients(reference);
+      CHECK(worst_error(analytic_gradients(problem), want) <= 4 * forward_tolerance<Act>());
+    }
+  });
+}
+
+// Every product of forward and backward in turn gets a wrong sign, and loses its scale: some check must fail each time.
+template <class B>
+void planted_faults_are_found() {
+  for_each_problem<double, Faulty<B>, double>(Sizes{5, 7, 6}, [&](auto& problem) {
+    const auto numeric = numeric_gradients(problem);
+    const auto passes = [&] {
+      problem.ctx.hook.begin();
+      problem.forward();
+      const double forward = relative_error(problem.y.view(), problem.oracle());
+      return forward <= 1e-12 && worst_error(analytic_gradients(problem), numeric) <= 1e-6;
+    };
+    REQUIRE(passes());
+    const int products = problem.ctx.hook.seen;
+    REQUIRE(products > 0);
+    int scales = 0;
+    for (auto kind : {Fault::Kind::Sign, Fault::Kind::MissingScale})
+      for (int target = 0; target < products; ++target) {
+        problem.ctx.hook.kind = kind;
+        problem.ctx.hook.target = target;
+        const bool passed = passes();
+        scales += kind == Fault::Kind::MissingScale && problem.ctx.hook.changed ? 1 : 0;
+        INFO("product " << target << " of " << products);
+        CHECK(passed == !problem.ctx.hook.changed);
+      }
+    if constexpr (requires { problem.adapter.scale(); }) CHECK(scales > 0);
+  });
+}
+
+template <class P, class B>
+void starts_as_the_base() {
+  for_each_problem<P, B, P>(Sizes{}, [&](auto& problem) {
+    using Row = typename std::remove_reference_t<decltype(problem)>::RowType;
+    if constexpr (Row::identity_at_init) {
+      Matrix before(problem.sizes.tokens, problem.sizes.out);
+      dw::init::Kaiming{.seed = 3}(problem.ctx, problem.adapter, problem.base);
+      dw::attach(problem.ctx, problem.adapter, problem.base);
+      dw::prepare(problem.ctx, problem.adapter, problem.base);
+      problem.base.forward(problem.ctx, std::as_const(problem.x).view(), problem.y.view());
+      before = to_matrix(problem.y.view());
+      problem.forward();
+      CHECK(relative_error(problem.y.view(), before) == 0);
+    }
+  });
+}
+
+template <class P, class B, class Act = P>
+void merges() {
+  for_each_problem<P, B, Act>(Sizes{9, 7, 6}, [&](auto& problem) {
+    using Row = typename std::remove_reference_t<decltype(problem)>::RowType;
+    if constexpr (Row::mergeable) {
+      problem.saved.call.training = false;
+      bool trains_bias = false;
+      problem.adapter.for_each_parameter([&](auto& p) { trains_bias = trains_bias || p.role == dw::Role::Bias; });
+      if (trains_bias && !problem.sizes.base_bias) return;
+      problem.forward();
+      const Matrix adapted = to_matrix(problem.y.view()), weight = to_matrix(problem.w.view());
+      dw::Tensor<P> delta(problem.sizes.out, problem.sizes.in);
+      problem.adapter.delta_weight(problem.ctx, problem.base, delta.view());
+      problem.adapter.merge(problem.ctx, problem.base, problem.base.weight, problem.base.bias);
+      problem.base.forward(problem.ctx, std::as_const(problem.x).view(), problem.y.view());
+      CHECK(relative_error(problem.y.view(), adapted) <= 2 * forward_tolerance<Act>());
+      CHECK(relative_error(problem.w.view(), plus(weight, to_matrix(delta.view()))) <= forward_tolerance<Act>());
+      problem.adapter.unmerge(problem.ctx, problem.base, problem.base.weight, problem.base.bias);
+      CHECK(relative_error(problem.w.view(), weight) <= 2 * forward_tolerance<Act>());
+      CHECK(problem.guards_intact());
+    }
+  });
+}
+
+template <class P, class B>
+void counts_its_parameters() {
+  for_each_problem<P, B, P>(Sizes{}, [&](auto& problem) {
+    if (!problem.sizes.base_bias) return;  // the formula is for a base that has one
+    const auto formula = problem.adapter.parameter_count(problem.base.shape, problem.options);
+    CHECK(dw::count_trained(problem.adapter) == formula);
+  });
+}
+
+template <class P, class B>
+void gradients_accumulate() {
+  for_each_problem<P, B, P>(Sizes{}, [&](auto& problem) {
+    problem.forward();
+    auto once = analytic_gradients(problem);
+    problem.zero_grad();
+    problem.backward();
+    problem.backward();
+    dw::finish(problem.ctx, problem.adapter, problem.base);
+    problem.adapter.for_each_parameter([&](auto& p) {
+      const Matrix twice = plus(once[p.name], once[p.name]);
+      CHECK(relative_error(p.grad.view(), twice) <= 2 * forward_tolerance<P>());
+    });
+  });
+}
+
+/// The same bits in two runs, and from a forward recomputed into a fresh Saved.
+template <class P, class B>
+void repeats_to_the_bit() {
+  for_each_problem<P, B, P>(Sizes{270, 9, 8}, [&](auto& problem) {
+    problem.forward();
+    const Matrix y = to_matrix(problem.y.view());
+    const auto gradients = analytic_gradients(problem);
+    const dw::Call call = problem.saved.call;
+    problem.saved = {};
+    problem.saved.call = call;
+    problem.forward();
+    CHECK(to_matrix(problem.y.view()).values == y.values);
+    const auto again = analytic_gradients(problem);
+    for (const auto& [name, gradient] : gradients) CHECK(again.at(name).values == gradient.values);
+  });
+}
+
+template <class P, class B>
+void costs_what_the_row_states() {
+  for_each_row([&](auto row) {
+    using Row = decltype(row);
+    using Prob = Problem<Row, P, Counting<B>>;
+    const Sizes sizes{24, 16, 12};
+    const auto options = Row::template variants<typename Prob::Options>().front().options;
+    Prob problem(sizes, options);
+    const auto check = [&](const Cost& want) {
+      const Counts& got = problem.ctx.hook;
+      CHECK(got.flops == want.flops);
+      CHECK(got.bytes == want.bytes);
+      CHECK(got.products + got.passes == want.launches);
+      CHECK(got.temporary_bytes == want.temporary_bytes);
+      problem.ctx.hook = {};
+    };
+    INFO(Prob::Adapter::method);
+    problem.ctx.hook = {};
+    problem.adapter.forward(problem.ctx, problem.base, problem.x.view(), problem.y.view(), problem.saved);
+    check(Row::template forward_cost<P>(24, 16, 12, options));
+    problem.adapter.backward(problem.ctx, problem.base, problem.x.view(), problem.dy.view(), problem.dx.view(),
+                             problem.saved);
+    check(Row::template backward_cost<P>(24, 16, 12, options));
+  });
+}
+
+/// Erased and typed give the same bits, hook by hook.
+template <class P, class B, class Act = P>
+void erased_equals_typed() {
+  for_each_problem<P, B, Act>(Sizes{}, [&](auto& problem) {
+    dw::AnyAdapter<P, B, Act> erased(problem.adapter);
+    if (erased.trains_base()) erased.bind_weight(problem.ctx, problem.base.weight, problem.base.bias);
+    typename dw::AnyAdapter<P, B, Act>::Saved saved;
+    saved.call = problem.saved.call;
+    problem.forward();
+    const Matrix y = to_matrix(problem.y.view());
+    const auto gradients = analytic_gradients(problem);
+    problem.base.forward(problem.ctx, std::as_const(problem.x).view(), problem.y.view());
+    dw::zero_grad(problem.ctx, erased);
+    dw::attach(problem.ctx, erased, problem.base);
+    dw::prepare(problem.ctx, erased, problem.base);
+    erased.forward(problem.ctx, problem.base, problem.x.view(), problem.y.view(), saved);
+    CHECK(to_matrix(problem.y.view()).values == y.values);
+    erased.backward(problem.ctx, problem.base, problem.x.view(), problem.dy.view(), problem.dx.view(), saved);
+    problem.restore_dy();
+    dw::finish(problem.ctx, erased, problem.base);
+    std::size_t seen = 0;
+    erased.for_each_parameter([&](auto& p) {
+      CHECK(to_matrix(p.grad.view()).values == gradients.at(p.name).values);
+      ++seen;
+    });
+    CHECK(seen + 1 == gradients.size());
+    CHECK(erased.method_name() == problem.adapter.method);
+  });
+}
+
+/// A frozen parameter gets no gradient and, where all that read x are frozen, backward works without x.
+template <class P, class B>
+void frozen_parameters_stay() {
+  for_each_problem<P, B, P>(Sizes{}, [&](auto& problem) {
+    problem.forward();
+    const auto all = analytic_gradients(problem);
+    std::vector<std::string> names;
+    problem.adapter.for_each_parameter([&](auto& p) { names.push_back(p.name); });
+    for (const auto& frozen : names) {
+      problem.adapter.for_each_parameter([&](auto& p) { p.trained = p.name != frozen; });
+      problem.zero_grad();
+      problem.restore_dy();
+      const auto x = problem.adapter.reads_input_in_backward() ? dw::ConstMatrixView<P>(problem.x.view())
+                                                               : dw::ConstMatrixView<P>{};
+      problem.adapter.backward(problem.ctx, problem.base, x, problem.dy.view(), problem.dx.view(), problem.saved);
+      dw::finish(problem.ctx, problem.adapter, problem.base);
+      problem.restore_dy();
+      problem.adapter.for_each_parameter([&](auto& p) {
+        const Matrix got = to_matrix(p.grad.view());
+        if (p.name == frozen)
+          CHECK(got.values == Matrix(got.rows, got.cols).values);
+        else
+          CHECK(got.values == all.at(p.name).values);
+      });
+    }
+    problem.adapter.for_each_parameter([](auto& p) { p.trained = true; });
+  });
+}
+
+/// Wrong shapes, null and shared memory are refused by name, before anything is written.
+template <class P, class B>
+void refuses_bad_calls() {
+  for_each_problem<P, B, P>(Sizes{}, [&](auto& problem) {
+    problem.forward();
+    const Matrix y = to_matrix(problem.y.view());
+    const auto forward = [&](auto x, auto out) {
+      problem.adapter.forward(problem.ctx, problem.base, x, out, problem.saved);
+    };
+    const auto x = problem.x.view();
+    const auto out = problem.y.view();
+    CHECK_THROWS_WITH(forward(x.col_range(0, 6), out), ContainsSubstring("x.cols (in_features): got 6, want 7"));
+    CHECK_THROWS_WITH(forward(x.row_range(0, 4), out), ContainsSubstring("x.rows (tokens): got 4, want 5"));
+    CHECK_THROWS_WITH(forward(x, out.col_range(0, 5)), ContainsSubstring("y.cols (out_features): got 5, want 6"));
+    dw::MatrixView<P> null(nullptr, x.rows, x.cols);
+    CHECK_THROWS_WITH(forward(null, out), ContainsSubstring("x.data"));
+    dw::MatrixView<P> overlapping(x.data, out.rows, out.cols, x.stride);
+    CHECK_THROWS_WITH(forward(x, overlapping), ContainsSubstring("x and y: got views that share memory"));
+    dw::MatrixView<P> narrow(x.data, x.rows, x.cols, 3);
+    CHECK_THROWS_WITH(forward(narrow, out), ContainsSubstring("x.stride (elements): got 3, want at least 7"));
+    CHECK(to_matrix(problem.y.view()).values == y.values);
+    const auto gradients = analytic_gradients(problem);
+    CHECK_THROWS_AS(problem.adapter.backward(problem.ctx, problem.base, x, problem.dy.view().col_range(0, 5),
+                                             problem.dx.view(), problem.saved),
+                    dw::ShapeError);
+    problem.adapter.for_each_parameter(
+        [&](auto& p) { CHECK(to_matrix(p.grad.view()).values == gradients.at(p.name).values); });
+  });
+}
+
+}  // namespace deltaw_tests

@@ -1,0 +1,106 @@
+// Steady state: after the first step no call of ours allocates, and nothing of size tokens x features or out x in is taken.
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "conformance.hpp"
+
+namespace {
+std::atomic<long> allocations{0};
+
+void* counted(std::size_t bytes, std::size_t alignment) {
+  ++allocations;
+  void* p = nullptr;
+  if (alignment <= alignof(std::max_align_t)) {
+    p = std::malloc(bytes == 0 ? 1 : bytes);
+  } else if (posix_memalign(&p, alignment, bytes) != 0) {
+    p = nullptr;
+  }
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+}  // namespace
+
+void* operator new(std::size_t bytes) { return counted(bytes, 1); }
+void* operator new(std::size_t bytes, std::align_val_t a) { return counted(bytes, static_cast<std::size_t>(a)); }
+void* operator new(std::size_t bytes, std::align_val_t a, const std::nothrow_t&) noexcept {
+  return counted(bytes, static_cast<std::size_t>(a));
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
+
+using namespace deltaw_tests;
+
+namespace {
+template <class P, class Act>
+void steps_allocate_nothing() {
+  for_each_problem<P, dw::Cpu, Act>(Sizes{300, 24, 20}, [](auto& problem) {
+    dw::Optimizer<dw::AdamW> adamw{{.learning_rate = 1e-3}, {.max_gradient_norm = 1}};
+    dw::Optimizer<dw::Sgd> sgd{{.learning_rate = 1e-3, .momentum = 0.9}};
+    const auto step = [&] {
+      dw::prepare(problem.ctx, problem.adapter, problem.base);
+      problem.forward();
+      problem.zero_grad();
+      problem.backward();
+      problem.backward(true);
+      dw::finish(problem.ctx, problem.adapter, problem.base);
+      adamw.step(problem.ctx, problem.adapter);
+      sgd.step(problem.ctx, problem.adapter);
+    };
+    step();
+    step();
+    const long before = allocations;
+    for (int i = 0; i < 3; ++i) step();
+    CHECK(allocations - before == 0);
+  });
+}
+}  // namespace
+
+TEST_CASE("the counter of allocations counts") {
+  const long before = allocations;
+  ::operator delete(::operator new(1));
+  dw::Tensor<float> tensor(3, 4);
+  CHECK(allocations - before == 2);
+}
+
+TEST_CASE("a step allocates nothing after warm-up") {
+  steps_allocate_nothing<float, float>();
+  steps_allocate_nothing<double, double>();
+  steps_allocate_nothing<float, dw::bf16>();
+}
+
+TEST_CASE("a step works in exactly the caller's memory, and one byte less is refused by name") {
+  for_each_problem<float, dw::Cpu, float>(Sizes{300, 24, 20}, [](auto& problem) {
+    problem.forward();
+    problem.backward();
+    const std::size_t needed = problem.ctx.arena.high_water();
+    if (needed == 0) return;
+    dw::Tensor<unsigned char> memory(1, static_cast<dw::index_t>(needed));
+    const auto run = [&](std::size_t bytes) {
+      dw::Cpu::Context ctx(memory.view().data, bytes);
+      problem.adapter.forward(ctx, problem.base, problem.x.view(), problem.y.view(), problem.saved);
+      problem.adapter.backward(ctx, problem.base, problem.x.view(), problem.dy.view(), problem.dx.view(),
+                               problem.saved);
+    };
+    CHECK_NOTHROW(run(needed));
+    CHECK_THROWS_WITH(run(needed - 1), ContainsSubstring("Arena.take: workspace: got " + std::to_string(needed - 1) +
+                                                         " bytes, want at least"));
+  });
+}
+
+TEST_CASE("no temporary is of size tokens x features or out x in") {
+  const Sizes sizes{4096, 80, 72};
+  for_each_problem<float, dw::Cpu, float>(sizes, [&](auto& problem) {
+    problem.forward();
+    problem.backward();
+    // Rows of at most 256 tokens, and tokens x rank with the small ranks of the rows.
+    const auto limit =
+        (256 * std::max(sizes.in, sizes.out) + sizes.tokens * 8) * static_cast<dw::index_t>(sizeof(float));
+    CHECK(static_cast<dw::index_t>(problem.ctx.arena.high_water()) <= limit);
+    CHECK(limit < sizes.tokens * sizes.in * static_cast<dw::index_t>(sizeof(float)) / 2);
+  });
+}

@@ -1,0 +1,162 @@
+#pragma once
+// A backend around a backend: every primitive first tells a hook what it is about to do. `Counting` adds up FLOPs, bytes
+// and launches; `Faulty` plants one wrong factor, to prove that the checks would notice.
+
+#include <algorithm>
+#include <cstddef>
+
+#include "deltaw/core/memory.hpp"
+#include "deltaw/core/random.hpp"
+#include "deltaw/core/update.hpp"
+
+namespace deltaw_tests {
+
+namespace dw = deltaw;
+
+template <class Inner, class Hook>
+struct Wrapped {
+  using Space = typename Inner::Space;
+  struct Context : Inner::Context {
+    using Inner::Context::Context;
+    Hook hook;
+  };
+  template <class T>
+  using View = dw::MatrixView<T, Space>;
+
+  template <class T>
+  static View<T> temp(Context& ctx, dw::index_t rows, dw::index_t cols) {
+    ctx.hook.temporary(static_cast<double>(rows * cols) * sizeof(T));
+    return Inner::template temp<T>(ctx, rows, cols);
+  }
+  template <class A, class B, class T>
+  static void gemm(Context& ctx, double alpha, A a, B b, double beta, View<T> c) {
+    const double flops = 2.0 * static_cast<double>(c.size()) * static_cast<double>(inner_size(a));
+    alpha = ctx.hook.product(alpha, flops, bytes(a) + bytes(b) + bytes(c) * (beta == 0 ? 1 : 2));
+    Inner::gemm(ctx, alpha, a, b, beta, c);
+  }
+  template <class F, class T, class... In>
+  static void map(Context& ctx, F f, View<T> out, View<In>... in) {
+    ctx.hook.pass(static_cast<double>(out.size()), 2 * bytes(out) + (0.0 + ... + bytes(in)));
+    Inner::map(ctx, f, out, in...);
+  }
+  template <class T>
+  static void fill(Context& ctx, View<T> out, double constant) {
+    ctx.hook.pass(0, bytes(out));
+    Inner::fill(ctx, out, constant);
+  }
+  template <class U, class T>
+  static void copy(Context& ctx, View<U> in, View<T> out) {
+    ctx.hook.pass(0, bytes(in) + bytes(out));
+    Inner::copy(ctx, in, out);
+  }
+  template <class U, class T>
+  static void copy_transposed(Context& ctx, View<U> in, View<T> out) {
+    ctx.hook.pass(0, bytes(in) + bytes(out));
+    Inner::copy_transposed(ctx, in, out);
+  }
+  template <class TA, class TB, class T>
+  static void col_dot(Context& ctx, double scale, View<TA> a, View<TB> b, View<T> out) {
+    scale = ctx.hook.product(scale, 2.0 * static_cast<double>(a.size()), bytes(a) + bytes(b) + 2 * bytes(out));
+    Inner::col_dot(ctx, scale, a, b, out);
+  }
+  template <class TA, class T>
+  static void col_sum(Context& ctx, double scale, View<TA> a, View<T> out) {
+    scale = ctx.hook.product(scale, static_cast<double>(a.size()), bytes(a) + 2 * bytes(out));
+    Inner::col_sum(ctx, scale, a, out);
+  }
+  template <class TA, class TB, class T>
+  static void row_dot(Context& ctx, double scale, View<TA> a, View<TB> b, View<T> out) {
+    scale = ctx.hook.product(scale, 2.0 * static_cast<double>(a.size()), bytes(a) + bytes(b) + 2 * bytes(out));
+    Inner::row_dot(ctx, scale, a, b, out);
+  }
+  template <class T>
+  static double norm2(Context& ctx, View<T> a) {
+    ctx.hook.pass(2.0 * static_cast<double>(a.size()), bytes(a));
+    return Inner::norm2(ctx, a);
+  }
+  template <class U, class T>
+  static void dropout(Context& ctx, double p, dw::RandomKey key, dw::RandomOrigin origin, View<U> in, View<T> out,
+                      bool accumulate = false) {
+    ctx.hook.pass(static_cast<double>(in.size()), bytes(in) + bytes(out) * (accumulate ? 2 : 1));
+    Inner::dropout(ctx, p, key, origin, in, out, accumulate);
+  }
+  template <class T>
+  static void fill_uniform(Context& ctx, dw::RandomKey key, dw::RandomOrigin origin, double low, double high,
+                           View<T> out) {
+    ctx.hook.pass(0, bytes(out));
+    Inner::fill_uniform(ctx, key, origin, low, high, out);
+  }
+  template <class T>
+  static void fill_normal(Context& ctx, dw::RandomKey key, dw::RandomOrigin origin, double deviation, View<T> out) {
+    ctx.hook.pass(0, bytes(out));
+    Inner::fill_normal(ctx, key, origin, deviation, out);
+  }
+  template <class T>
+  static void adamw(Context& ctx, const dw::AdamWUpdate& u, View<T> value, View<const T> gradient, View<T> m,
+                    View<T> v) {
+    ctx.hook.pass(12.0 * static_cast<double>(value.size()), 7 * bytes(value));
+    Inner::adamw(ctx, u, value, gradient, m, v);
+  }
+  template <class T>
+  static void sgd(Context& ctx, const dw::SgdUpdate& u, View<T> value, View<const T> gradient, View<T> momentum) {
+    ctx.hook.pass(4.0 * static_cast<double>(value.size()), 3 * bytes(value) + 2 * bytes(momentum));
+    Inner::sgd(ctx, u, value, gradient, momentum);
+  }
+
+ private:
+  template <class T>
+  static double bytes(View<T> v) {
+    return static_cast<double>(v.size()) * sizeof(T);
+  }
+  template <class T>
+  static double bytes(dw::Transposed<T, Space> v) {
+    return bytes(v.base);
+  }
+  template <class T>
+  static dw::index_t inner_size(View<T> v) {
+    return v.cols;
+  }
+  template <class T>
+  static dw::index_t inner_size(dw::Transposed<T, Space> v) {
+    return v.base.rows;
+  }
+};
+
+/// What was done since the last reset.
+struct Counts {
+  double flops = 0, bytes = 0;
+  int products = 0, passes = 0;  ///< launches: products and reductions, and elementwise passes
+  double temporary_bytes = 0;    ///< taken from the arena in all
+
+  void temporary(double b) { temporary_bytes += b; }
+  double product(double alpha, double f, double b) {
+    flops += f, bytes += b, ++products;
+    return alpha;
+  }
+  void pass(double f, double b) { flops += f, bytes += b, ++passes; }
+};
+
+/// Changes the factor of the product number `target` since `begin`, while `active`.
+struct Fault {
+  enum class Kind { None, Sign, MissingScale };
+  Kind kind = Kind::None;
+  int target = -1, seen = 0;
+  bool active = false, changed = false;
+
+  void begin() { seen = 0, changed = false; }
+  void temporary(double) {}
+  double product(double alpha, double, double) {
+    if (!active || seen++ != target || kind == Kind::None) return alpha;
+    const double wrong = kind == Kind::Sign ? -alpha : 1;
+    changed = changed || wrong != alpha;
+    return wrong;
+  }
+  void pass(double, double) {}
+};
+
+template <class Inner>
+using Counting = Wrapped<Inner, Counts>;
+template <class Inner>
+using Faulty = Wrapped<Inner, Fault>;
+
+}  // namespace deltaw_tests
