@@ -27,7 +27,7 @@ int main() {
   std::vector<float> weight(out * in, 0.5F), x(tokens * in, 1), y(tokens * out), dy(tokens * out, 1), dx(tokens * in);
 
   dw::Cpu::Context ctx;
-  const auto base = dw::dense(weight.data(), {.in_features = in, .out_features = out});
+  const auto base = dw::dense(weight.data(), nullptr, {.in_features = in, .out_features = out});
   dw::Lora<float, dw::Cpu> lora{base.shape, {.rank = 2, .alpha = 4}};
   dw::init::Kaiming{.seed = 7}(ctx, lora, base);
   dw::Lora<float, dw::Cpu>::Saved saved;
