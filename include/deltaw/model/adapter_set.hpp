@@ -21,7 +21,7 @@ struct AdaptRequest {
   std::string method = "lora";           ///< as the registry has it
   std::vector<OptionText> options = {};  ///< of the method: {{"rank", "8"}, {"alpha", "16"}}
   Targets targets = {};                  ///< which layers get the method, and which are trained whole
-  std::vector<std::string> heads;        ///< the layers that `all_linear` leaves out
+  std::vector<std::string> heads = {};   ///< the layers that `all_linear` leaves out
 };
 
 struct ParameterCounts {

@@ -26,20 +26,21 @@ namespace deltaw {
 /// "model.layers.0.self_attn.q_proj". Of `names`, `pattern` and `all_linear` at most one is set; none of them means that
 /// only `modules_to_save` are trained.
 struct Targets {
-  std::vector<std::string> names;
-  std::string pattern;                       ///< must match the full name; PEFT's word "all-linear" sets `all_linear`
-  bool all_linear = false;                   ///< every module but the output heads
-  std::vector<std::string> exclude;          ///< modules that get no adapter; an entry may match nothing
-  std::string exclude_pattern;               ///< the same as a pattern of full names
-  std::vector<std::string> modules_to_save;  ///< modules trained whole, with all below them; they never get an adapter
+  std::vector<std::string> names = {};
+  std::string pattern = {};               ///< must match the full name; PEFT's word "all-linear" sets `all_linear`
+  bool all_linear = false;                ///< every module but the output heads
+  std::vector<std::string> exclude = {};  ///< modules that get no adapter; an entry may match nothing
+  std::string exclude_pattern = {};       ///< the same as a pattern of full names
+  /// Modules trained whole, with all below them; they never get an adapter.
+  std::vector<std::string> modules_to_save = {};
   /// Only layers of these indices, for modules that `names` gives by less than their full name. The index is the first
   /// segment of a name that is a number and has one after it.
-  std::vector<index_t> layers_to_transform;
-  std::vector<std::string> layers_pattern;  ///< patterns of what must stand before the index: "layers", "h"
+  std::vector<index_t> layers_to_transform = {};
+  std::vector<std::string> layers_pattern = {};  ///< patterns of what must stand before the index: "layers", "h"
   /// Ranks and alphas of their own. A key is a pattern of the full name or of what follows one of its dots. A key that
   /// is the full name decides, else the first that matches. The two lists are matched separately.
-  std::vector<std::pair<std::string, index_t>> rank_pattern;
-  std::vector<std::pair<std::string, double>> alpha_pattern;
+  std::vector<std::pair<std::string, index_t>> rank_pattern = {};
+  std::vector<std::pair<std::string, double>> alpha_pattern = {};
 };
 
 enum class ModuleRole {
@@ -49,7 +50,7 @@ enum class ModuleRole {
 
 /// What `select` decided for one module. Rank and alpha are 0 for a module that is trained whole.
 struct Selected {
-  std::string name;
+  std::string name = {};
   ModuleRole role = ModuleRole::Adapt;
   index_t rank = 0;
   double alpha = 0;
