@@ -6,7 +6,6 @@
 #include <charconv>
 #include <cmath>
 #include <cstddef>
-#include <iterator>
 #include <optional>
 #include <span>
 #include <string>
@@ -179,15 +178,15 @@ class LayerRule {
     return layer && std::find(indices_.begin(), indices_.end(), *layer) != indices_.end();
   }
 
-  /// Raises unless every index and every pattern occurs among the modules that the list of names gives.
-  void check_used(std::span<const std::string> named) const {
+  /// Raises unless every index and every pattern occurs in the model; a layer may still lack the modules that are named.
+  void check_used(std::span<const std::string> modules) const {
+    const auto occurs = [&](auto&& in) { return std::any_of(modules.begin(), modules.end(), in); };
     for (const Pattern& pattern : before_)
-      if (std::none_of(named.begin(), named.end(),
-                       [&](const std::string& name) { return index_after(&pattern, name).has_value(); }))
-        raise_no_match("layers_pattern", pattern.text(), named);
-    for (const index_t wanted : indices_)
-      if (std::none_of(named.begin(), named.end(), [&](const std::string& name) { return index(name) == wanted; }))
-        raise_no_match("layers_to_transform", std::to_string(wanted), named);
+      if (!occurs([&](const std::string& name) { return index_after(&pattern, name).has_value(); }))
+        raise_no_match("layers_pattern", pattern.text(), modules);
+    for (const index_t layer : indices_)
+      if (!occurs([&](const std::string& name) { return index(name) == layer; }))
+        raise_no_match("layers_to_transform", std::to_string(layer), modules);
   }
 
  private:
@@ -289,10 +288,7 @@ class Selector {
     if (all_linear_) check_entries_match("head_names", heads_, modules, named_by);
     if (pattern_ && std::none_of(modules.begin(), modules.end(), [&](auto& name) { return pattern_->matches(name); }))
       raise_no_match("pattern", pattern_->text(), modules);
-    std::vector<std::string> named;
-    std::copy_if(modules.begin(), modules.end(), std::back_inserter(named),
-                 [&](const std::string& name) { return any_names(targets_.names, name); });
-    layers_.check_used(named);
+    layers_.check_used(modules);
   }
 
  private:
