@@ -1,6 +1,7 @@
 #pragma once
 // Views over memory that somebody else owns. All matrices are row-major: element (i, j) is data[i * stride + j].
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -81,6 +82,16 @@ concept DenseMatrixLike = requires(M& m) {
   { M::IsRowMajor } -> std::convertible_to<bool>;
 };
 
+namespace detail {
+template <DenseMatrixLike M>
+void check_inner_stride(std::string_view where, M& matrix, std::string_view what) {
+  if constexpr (requires { matrix.innerStride(); })
+    if (matrix.innerStride() != 1)
+      raise_mismatch<ShapeError>(where, "inner stride", matrix.innerStride(),
+                                 std::string("1: the elements of a ").append(what).append(" side by side"));
+}
+}  // namespace detail
+
 /// A row-major matrix of another library (Eigen::Matrix<T, -1, -1, RowMajor>, a Map or a Block) as a view.
 template <DenseMatrixLike M>
 auto view(M& matrix) {
@@ -89,6 +100,7 @@ auto view(M& matrix) {
       "deltaw::view wants a row-major matrix. A column-major matrix of features x tokens is the same memory as "
       "our tokens x features: use deltaw::view_transposed. A column-major weight W (out x in) is not: store it "
       "row-major or copy it once.");
+  detail::check_inner_stride("view", matrix, "row");
   return MatrixView<std::remove_pointer_t<decltype(matrix.data())>>{matrix.data(), matrix.rows(), matrix.cols(),
                                                                     matrix.outerStride()};
 }
@@ -99,6 +111,7 @@ auto view_transposed(M& matrix) {
   static_assert(!M::IsRowMajor,
                 "deltaw::view_transposed wants a column-major matrix of features x tokens; for a row-major one use "
                 "deltaw::view");
+  detail::check_inner_stride("view_transposed", matrix, "column");
   return MatrixView<std::remove_pointer_t<decltype(matrix.data())>>{matrix.data(), matrix.cols(), matrix.rows(),
                                                                     matrix.outerStride()};
 }
@@ -125,14 +138,15 @@ bool overlap(MatrixView<T, Space> a, MatrixView<U, Space> b) {
   auto address = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p); };
   auto last = [&](auto v) { return address(v.data + (v.rows - 1) * v.stride + v.cols); };
   if (last(a) <= address(b.data) || last(b) <= address(a.data)) return false;
-  const auto stride = static_cast<std::uintptr_t>(a.stride) * sizeof(T);
-  if (a.rows > 1 && b.rows > 1 && stride == static_cast<std::uintptr_t>(b.stride) * sizeof(U)) {
-    const std::uintptr_t shift = (address(b.data) + stride - address(a.data) % stride) % stride;
-    const auto a_width = static_cast<std::uintptr_t>(a.cols) * sizeof(T);
-    const auto b_width = static_cast<std::uintptr_t>(b.cols) * sizeof(U);
-    return shift < a_width || shift + b_width > stride;
-  }
-  return true;
+  const auto a_stride = static_cast<std::uintptr_t>(a.stride) * sizeof(T);
+  const auto b_stride = static_cast<std::uintptr_t>(b.stride) * sizeof(U);
+  const bool one_grid = a.rows == 1 || b.rows == 1 || a_stride == b_stride;
+  const std::uintptr_t stride = a.rows > 1 ? a_stride : b.rows > 1 ? b_stride : 0;
+  if (!one_grid || stride == 0) return true;
+  const std::uintptr_t shift = (address(b.data) + stride - address(a.data) % stride) % stride;
+  const auto a_width = static_cast<std::uintptr_t>(a.cols) * sizeof(T);
+  const auto b_width = static_cast<std::uintptr_t>(b.cols) * sizeof(U);
+  return shift < a_width || shift + b_width > stride;
 }
 
 template <class T, class U, class Space>
