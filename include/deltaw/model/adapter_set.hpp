@@ -79,6 +79,7 @@ class AdapterSet {
       made.push_back(s.role == ModuleRole::Save
                          ? make_adapter<P, B, Act>("full", shape, {})
                          : method.make(shape, request.options, {s.rank, s.alpha, name_hash(s.name)}));
+      layer(s.name).check_add(request.name, made.back());
     }
     for (std::size_t i = 0; i < selected.size(); ++i) {
       Layer& target = layer(selected[i].name);
@@ -100,6 +101,9 @@ class AdapterSet {
   }
   const Layer& layer(std::string_view name) const { return const_cast<AdapterSet*>(this)->layer(name); }
   const std::vector<std::string>& layer_names() const { return names_; }
+  bool has(std::string_view adapter) const { return find_request(adapter) != nullptr; }
+  /// Every `adapt` so far, in order.
+  const std::vector<AdaptRequest>& requests() const { return requests_; }
   /// What `adapt` was asked for under that name, and what it selected.
   const AdaptRequest& request(std::string_view name) const { return requests_[request_index(name)]; }
   const std::vector<Selected>& selected(std::string_view name) const { return selections_[request_index(name)]; }
@@ -126,11 +130,20 @@ class AdapterSet {
   template <class F>
   void for_each_parameter(F&& f) {
     for (auto& l : layers_) l->for_each_parameter(f);
-    for (auto& p : extra_) f(*p);
+    for_each_extra(f);
   }
   template <class F>
   void for_each_parameter(F&& f) const {
     for (const auto& l : layers_) std::as_const(*l).for_each_parameter(f);
+    for_each_extra(f);
+  }
+  /// Only what `add_parameter` made.
+  template <class F>
+  void for_each_extra(F&& f) {
+    for (auto& p : extra_) f(*p);
+  }
+  template <class F>
+  void for_each_extra(F&& f) const {
     for (const auto& p : extra_) f(std::as_const(*p));
   }
 
