@@ -122,7 +122,7 @@ void starts_as_the_base() {
       dw::init::Kaiming{.seed = 3}(problem.ctx, problem.adapter, problem.base);
       dw::attach(problem.ctx, problem.adapter, problem.base);
       dw::prepare(problem.ctx, problem.adapter, problem.base);
-      problem.base.forward(problem.ctx, std::as_const(problem.x).view(), problem.y.view());
+      problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
       before = to_matrix(problem.y.view());
       problem.forward();
       CHECK(relative_error(problem.y.view(), before) == 0);
@@ -144,7 +144,7 @@ void merges() {
       dw::Tensor<P> delta(problem.sizes.out, problem.sizes.in);
       problem.adapter.delta_weight(problem.ctx, problem.base, delta.view());
       problem.adapter.merge(problem.ctx, problem.base, problem.base.weight, problem.base.bias);
-      problem.base.forward(problem.ctx, std::as_const(problem.x).view(), problem.y.view());
+      problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
       CHECK(relative_error(problem.y.view(), adapted) <= 2 * forward_tolerance<Act>());
       CHECK(relative_error(problem.w.view(), plus(weight, to_matrix(delta.view()))) <= forward_tolerance<Act>());
       problem.adapter.unmerge(problem.ctx, problem.base, problem.base.weight, problem.base.bias);
@@ -233,7 +233,7 @@ void erased_equals_typed() {
     problem.forward();
     const Matrix y = to_matrix(problem.y.view());
     const auto gradients = analytic_gradients(problem);
-    problem.base.forward(problem.ctx, std::as_const(problem.x).view(), problem.y.view());
+    problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
     dw::zero_grad(problem.ctx, erased);
     dw::attach(problem.ctx, erased, problem.base);
     dw::prepare(problem.ctx, erased, problem.base);

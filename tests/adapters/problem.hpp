@@ -120,7 +120,7 @@ struct Problem {
   /// y = base and adapter.
   void forward() {
     fault(false);
-    base.forward(ctx, std::as_const(x).view(), y.view());
+    base.forward(ctx, x.view(), y.view());
     fault(true);
     adapter.forward(ctx, base, x.view(), y.view(), saved);
     fault(false);
@@ -132,7 +132,7 @@ struct Problem {
     fault(true);
     adapter.backward(ctx, base, x.view(), dy.view(), overwriting_engine ? dw::MatrixView<Act>{} : dx.view(), saved);
     fault(false);
-    base.backward_input(ctx, std::as_const(dy).view(), dx.view());
+    base.backward_input(ctx, dy.view(), dx.view());
     fault(true);
     if (overwriting_engine) adapter.backward_input(ctx, base, dx.view(), saved);
     fault(false);

@@ -31,8 +31,9 @@ class DenseLinear {
   }
 
   /// y = x W^T + b.
-  template <class Act>
-  void forward(Context& ctx, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y) const {
+  template <class X, class Act>
+  requires(std::is_same_v<std::remove_const_t<X>, Act>) void forward(Context& ctx, MatrixView<X, Space> x,
+                                                                     MatrixView<Act, Space> y) const {
     check_view("DenseLinear.forward", "x", x, y.rows, shape.in_features, "tokens", "in_features");
     check_view("DenseLinear.forward", "y", y, x.rows, shape.out_features, "tokens", "out_features");
     if (bias.data != nullptr) {
@@ -42,8 +43,9 @@ class DenseLinear {
     B::gemm(ctx, 1, x, t(weight), bias.data != nullptr ? 1 : 0, y);
   }
   /// dx += dy W.
-  template <class Act>
-  void backward_input(Context& ctx, ConstMatrixView<Act, Space> dy, MatrixView<Act, Space> dx) const {
+  template <class Y, class Act>
+  requires(std::is_same_v<std::remove_const_t<Y>, Act>) void backward_input(Context& ctx, MatrixView<Y, Space> dy,
+                                                                            MatrixView<Act, Space> dx) const {
     check_view("DenseLinear.backward_input", "dy", dy, dx.rows, shape.out_features, "tokens", "out_features");
     check_view("DenseLinear.backward_input", "dx", dx, dy.rows, shape.in_features, "tokens", "in_features");
     B::gemm(ctx, 1, dy, weight, 1, dx);

@@ -2,7 +2,8 @@
 // Typed errors. Every message names the function, the argument, what was given and what was expected. With exceptions
 // off (-fno-exceptions) nothing is thrown: the error reaches `deltaw::on_error`, which the program must define.
 
-#include <cstdlib>
+#include <charconv>
+#include <concepts>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -60,13 +61,24 @@ template <class E>
 #endif
 }
 
+/// A number as messages show it: floating-point ones by the fewest digits that are exact.
+template <class N>
+std::string number_text(N number) {
+  if constexpr (std::floating_point<N>) {
+    char digits[32];
+    return {digits, std::to_chars(digits, digits + sizeof digits, static_cast<double>(number)).ptr};
+  } else {
+    return std::to_string(number);
+  }
+}
+
 /// Raises `where: name: got X, want Y`.
 template <class E, class Got>
 [[noreturn]] void raise_mismatch(std::string_view where, std::string_view name, const Got& got, std::string_view want) {
   std::string text(name);
   text.append(": got ");
   if constexpr (requires { std::to_string(got); }) {
-    text.append(std::to_string(got));
+    text.append(number_text(got));
   } else {
     text.append(got);
   }

@@ -160,8 +160,10 @@ class Arena {
     std::size_t used_;
   };
 
+  /// Uninitialised memory, 64-byte aligned, until the innermost open mark dies.
   template <class T>
   MatrixView<T, Space> take(index_t rows, index_t cols) {
+    if (depth_ == 0) raise<MemoryError>("Arena.take", "mark: got none, want an open Arena::Mark, which gives it back");
     const std::size_t bytes = checked_bytes("Arena.take", rows, cols, sizeof(T));
     return {static_cast<T*>(take_bytes(bytes)), rows, cols, cols};
   }

@@ -36,17 +36,24 @@ class AdaptedLinear {
 
   /// Puts an adapter on the layer. Throws NameError if the name is taken, ShapeError if it does not fit.
   void add(Context& ctx, std::string name, Adapter adapter) {
-    check_unmerged("AdaptedLinear.add");
-    for (const auto& e : entries_)
-      if (e.name == name) raise_mismatch<NameError>("AdaptedLinear.add", "name", "'" + name + "'", "one not taken yet");
-    fit(ctx, "AdaptedLinear.add", adapter);
+    check_add(name, adapter);
+    if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
     entries_.push_back({std::move(name), std::move(adapter), true});
+  }
+  /// Throws what `add` would, and changes nothing.
+  void check_add(std::string_view name, const Adapter& adapter) const {
+    check_unmerged("AdaptedLinear.add");
+    if (has(name))
+      raise_mismatch<NameError>("AdaptedLinear.add", "name", std::string("'").append(name).append("'"),
+                                "one not taken yet");
+    check_fit("AdaptedLinear.add", adapter, name);
   }
   /// Replaces an adapter in place, keeping its name and order.
   void swap(Context& ctx, std::string_view name, Adapter adapter) {
     check_unmerged("AdaptedLinear.swap");
     Entry& e = entry("AdaptedLinear.swap", name);
-    fit(ctx, "AdaptedLinear.swap", adapter);
+    check_fit("AdaptedLinear.swap", adapter, name);
+    if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
     e.adapter = std::move(adapter);
   }
   void remove(std::string_view name) {
@@ -89,7 +96,7 @@ class AdaptedLinear {
                                  std::to_string(entries_.size()) + ", those of this layer's forward");
     for (std::size_t i = entries_.size(); i-- > 0;)
       if (entries_[i].enabled) entries_[i].adapter.backward(ctx, base_, x, dy, dx, saved.adapters[i]);
-    if (dx.data != nullptr) base_.backward_input(ctx, ConstMatrixView<Act, Space>(dy), dx);
+    if (dx.data != nullptr) base_.backward_input(ctx, dy, dx);
   }
 
   /// Adds every enabled adapter's dW to the user's weight. Refused, with nothing changed, when already merged, when a method
@@ -163,13 +170,16 @@ class AdaptedLinear {
     for (auto& e : entries_)
       if (e.enabled) f(e);
   }
-  void fit(Context& ctx, std::string_view where, Adapter& adapter) {
+  // `name` is that of the adapter itself: a weight can be trained whole by one adapter only.
+  void check_fit(std::string_view where, const Adapter& adapter, std::string_view name) const {
     const LinearShape got = adapter.shape(), want = base_.shape;
     if (got.in_features != want.in_features || got.out_features != want.out_features)
       raise_mismatch<ShapeError>(where, "adapter.shape",
                                  std::to_string(got.in_features) + " -> " + std::to_string(got.out_features),
                                  std::to_string(want.in_features) + " -> " + std::to_string(want.out_features));
-    if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
+    for (const auto& e : entries_)
+      if (adapter.trains_base() && e.adapter.trains_base() && e.name != name)
+        raise<NameError>(where, "adapter: got a second one that trains the weight itself, want only '" + e.name + "'");
   }
   void check_mergeable(Context& ctx, const Entry& e) const {
     if (!e.adapter.trains_base() && !e.adapter.can_merge())

@@ -22,8 +22,8 @@ struct Sgd {
     if (!(momentum >= 0)) raise_mismatch<OptionError>("Sgd", "momentum", momentum, "0 or more");
     if (!(weight_decay >= 0)) raise_mismatch<OptionError>("Sgd", "weight_decay", weight_decay, "0 or more");
     if (nesterov && !(momentum > 0 && dampening == 0))
-      raise<OptionError>("Sgd", "nesterov: got momentum " + std::to_string(momentum) + " and dampening " +
-                                    std::to_string(dampening) + ", want momentum above 0 and no dampening");
+      raise<OptionError>("Sgd", "nesterov: got momentum " + number_text(momentum) + " and dampening " +
+                                    number_text(dampening) + ", want momentum above 0 and no dampening");
   }
 
   template <class B, class Param>
