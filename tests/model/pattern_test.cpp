@@ -1,5 +1,10 @@
 // The pattern matcher: each construct, each refusal, bounded work, and agreement with std::regex and Python's re.
 
+// g++ 12 with a sanitizer warns about its own <regex>.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include "deltaw/model/pattern.hpp"
 
 #include <cstdlib>
