@@ -15,7 +15,7 @@ namespace deltaw {
 using PhiloxBlock = std::array<std::uint32_t, 4>;
 
 /// The Philox4x32-10 block cipher: 10 rounds over a 128-bit counter with a 64-bit key.
-DELTAW_HD constexpr PhiloxBlock philox4x32(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
+DELTAW_HD constexpr PhiloxBlock philox(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
     const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
@@ -37,9 +37,9 @@ struct RandomKey {
   }
   /// Four 32-bit numbers: those of columns 4 * column_block ... 4 * column_block + 3 in `row`.
   DELTAW_HD constexpr PhiloxBlock block(std::uint64_t column_block, std::uint64_t row) const {
-    return philox4x32({static_cast<std::uint32_t>(column_block), static_cast<std::uint32_t>(column_block >> 32),
-                       static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(row >> 32)},
-                      static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(value >> 32));
+    return philox({static_cast<std::uint32_t>(column_block), static_cast<std::uint32_t>(column_block >> 32),
+                   static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(row >> 32)},
+                  static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(value >> 32));
   }
 };
 
