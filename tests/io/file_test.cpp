@@ -30,7 +30,8 @@ std::string text_of(std::span<const std::byte> bytes) {
 
 void put(const fs::path& path, std::string_view text) { std::ofstream(path, std::ios::binary) << text; }
 
-/// Runs `action` in a child process and returns what waitpid says of it; the child ends with 0 if `action` returns true.
+/// Runs `action` in a child process and returns what waitpid says of it; the child ends with 0 if `action` returns
+/// true.
 int status_of_child(const std::function<bool()>& action) {
   const pid_t child = ::fork();
   REQUIRE(child >= 0);

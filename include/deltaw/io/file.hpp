@@ -193,8 +193,8 @@ inline void create_directories(const std::filesystem::path& path) {
 
 /// A file that comes into being whole or not at all. Bytes go to a temporary name in the same directory; `commit` syncs
 /// them to disk and renames, so that at every point the target is the old file or the new one. Without `commit`, or
-/// after any error, the temporary, `.NAME.HEX.tmp`, is removed. It stays behind where nothing can unwind: after SIGKILL,
-/// and without exceptions after an error raised by whoever writes the content.
+/// after any error, the temporary, `.NAME.HEX.tmp`, is removed. It stays behind where nothing can unwind: after
+/// SIGKILL, and without exceptions after an error raised by whoever writes the content.
 ///
 /// A new file gets the permissions of the one it replaces. A link is followed: what it points at is replaced. Refused
 /// with FileError: a target that is a directory, a device or a dangling link, or a file that the user may not write.

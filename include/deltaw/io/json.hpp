@@ -137,8 +137,8 @@ struct IgnoreJson {
 
 }  // namespace detail
 
-/// Walks `text` and tells `visitor` (see detail::JsonEvents) what stands there, building nothing. Throws FormatError for
-/// malformed JSON or UTF-8, a key given twice in one object, a key with a NUL, and a text over the limits.
+/// Walks `text` and tells `visitor` (see detail::JsonEvents) what stands there, building nothing. Throws FormatError
+/// for malformed JSON or UTF-8, a key given twice in one object, a key with a NUL, and a text over the limits.
 template <class Visitor>
 void visit_json(std::string_view file, std::string_view text, const JsonLimits& limits, Visitor& visitor) {
   if (text.size() > limits.max_bytes)

@@ -47,17 +47,17 @@ std::vector<std::uint64_t> make_shape(Sizes... sizes) {
   return {size(sizes)...};
 }
 
-/// How a reader gets at a file. Map: the system brings pages in as they are touched. Stream: only the header is kept, and
-/// each read copies from the file, so that memory is never asked to hold more than the tensor in hand.
+/// How a reader gets at a file. Map: the system brings pages in as they are touched. Stream: only the header is kept,
+/// and each read copies from the file, so that memory is never asked to hold more than the tensor in hand.
 enum class Access { Map, Stream };
 
 struct ReadOptions {
   bool require_finite = false;  ///< refuse NaN and infinity, before anything is written
 };
 
-/// Reads a safetensors file. Opening checks the whole header (see parse_safetensors_header); after that no tensor can lie
-/// outside the file. Every function that takes a TensorInfo wants one of this reader's. Reading is const and safe from
-/// several threads. File errors are FileError; errors name the file and the tensor.
+/// Reads a safetensors file. Opening checks the whole header (see parse_safetensors_header); after that no tensor can
+/// lie outside the file. Every function that takes a TensorInfo wants one of this reader's. Reading is const and safe
+/// from several threads. File errors are FileError; errors name the file and the tensor.
 class SafetensorsReader {
  public:
   static SafetensorsReader open(const std::filesystem::path& path, Access access = Access::Map) {
@@ -127,7 +127,8 @@ class SafetensorsReader {
 
   /// Copies the tensor's elements. float and double are converted from F64, F32, F16 and BF16 (rounded to nearest; F64
   /// beyond the range of float becomes infinity); other types must be the tensor's own (std::uint8_t reads BOOL too).
-  /// Throws ShapeError unless `out` has just its element count, FormatError for another dtype, NonFiniteError if asked to.
+  /// Throws ShapeError unless `out` has just its element count, FormatError for another dtype, NonFiniteError if asked
+  /// to.
   template <Storable T>
   void read_into(const TensorInfo& info, std::span<T> out, ReadOptions options = {}) const {
     static_assert(!std::same_as<T, bool>, "a file's BOOL may hold any byte: read it as std::uint8_t");
@@ -233,8 +234,8 @@ class SafetensorsReader {
 /// read when `write` is called; a temporary is moved in and kept. The order of adding does not matter.
 class SafetensorsWriter {
  public:
-  /// Throws NameError for an empty, reserved or repeated name, or one that is not UTF-8 or holds a NUL; ShapeError if the
-  /// shape overflows or is not that of just these bytes.
+  /// Throws NameError for an empty, reserved or repeated name, or one that is not UTF-8 or holds a NUL; ShapeError if
+  /// the shape overflows or is not that of just these bytes.
   void add(std::string name, Dtype dtype, std::vector<std::uint64_t> shape, std::span<const std::byte> bytes) {
     insert(std::move(name), dtype, std::move(shape), bytes, nullptr);
   }

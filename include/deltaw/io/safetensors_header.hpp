@@ -171,7 +171,8 @@ inline void check_layout(std::string_view file, const std::vector<TensorInfo>& t
 
 }  // namespace detail
 
-/// Throws FormatError unless a file of `file_bytes` (8 or more) has room for a header of `length` after its first 8 bytes.
+/// Throws FormatError unless a file of `file_bytes` (8 or more) has room for a header of `length` after its first 8
+/// bytes.
 inline void check_header_length(std::string_view file, std::uint64_t length, std::uint64_t file_bytes) {
   if (length > max_header_bytes)
     raise_mismatch<FormatError>(file, "header length", length, "at most " + std::to_string(max_header_bytes));
