@@ -47,14 +47,14 @@ inline void check_adapter_name(std::string_view name) {
   const auto plain = [](char c) { return detail::is_letter(c) || detail::is_digit(c); };
   const auto legal = [&](char c) { return plain(c) || c == '_' || c == '-'; };
   if (!plain(name.front()) || !std::all_of(name.begin(), name.end(), legal))
-    raise_mismatch<NameError>(where, "name", detail::quoted(name),
+    raise_mismatch<NameError>(where, "name", detail::in_quotes(name),
                               "letters, digits, '_' and '-', beginning with a letter or a digit");
   for (const std::string_view segment : detail::key_segments)
     if (name == segment)
-      raise<NameError>(where, "name: " + detail::quoted(name) + " is a segment of the keys of checkpoints");
+      raise<NameError>(where, "name: " + detail::in_quotes(name) + " is a segment of the keys of checkpoints");
   for (const std::string_view prefix : detail::key_prefixes)
     if (name == prefix || detail::begins_a_part(prefix, name))
-      raise<NameError>(where, "name: " + detail::quoted(name) + " contains " + detail::quoted(prefix) +
+      raise<NameError>(where, "name: " + detail::in_quotes(name) + " contains " + detail::in_quotes(prefix) +
                                   ", which begins keys of checkpoints");
 }
 

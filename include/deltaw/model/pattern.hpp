@@ -111,7 +111,7 @@ class Pattern {
                                 "at most " + std::to_string(max_name_length) + " characters");
     for (std::size_t i = 0; i < name.size(); ++i)
       if (!detail::is_ascii(name[i]))
-        raise<NameError>("Pattern", "name " + detail::quoted(name) + " has a character outside ASCII at position " +
+        raise<NameError>("Pattern", "name " + detail::in_quotes(name) + " has a character outside ASCII at position " +
                                         std::to_string(i) + ", which no pattern can match");
     detail::PatternRun match(program_, name);
     const bool matched = match.matches(tail);

@@ -22,7 +22,7 @@ inline constexpr std::size_t max_name_length = 4096;
 inline constexpr std::size_t max_pattern_states = 8192;  // room for every pattern of legal length without {m,n}
 inline constexpr std::size_t max_pattern_repeat = 1000;
 
-inline std::string quoted(std::string_view text) { return std::string("'").append(text).append("'"); }
+inline std::string in_quotes(std::string_view text) { return std::string("'").append(text).append("'"); }
 
 inline bool is_ascii(char c) { return static_cast<unsigned char>(c) < 128; }
 
@@ -79,7 +79,7 @@ class PatternParser {
 
   [[noreturn]] void refuse(std::string_view what, std::size_t position) const {
     raise<OptionError>(where_, std::string("pattern ")
-                                   .append(quoted(text_))
+                                   .append(in_quotes(text_))
                                    .append(" is refused: ")
                                    .append(what)
                                    .append(" at position ")
@@ -289,7 +289,7 @@ class PatternParser {
     if (position_ + 1 == text_.size()) refuse("backslash that ends the pattern", position_);
     const char c = text_[position_ + 1];
     if (std::string_view("dwsDWS").find(c) != std::string_view::npos) return c;
-    const std::string spelling = quoted(text_.substr(position_, 2));
+    const std::string spelling = in_quotes(text_.substr(position_, 2));
     if (c == '0') refuse("octal escape " + spelling, position_);
     if (is_digit(c)) refuse("backreference " + spelling, position_);
     if (c == 'b' || c == 'B') refuse("word boundary " + spelling, position_);

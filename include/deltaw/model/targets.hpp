@@ -87,7 +87,7 @@ inline std::string some_of(std::span<const std::string> names) {
                                         std::span<const std::string> names) {
   raise<NameError>(select_name, std::string(option)
                                     .append(" ")
-                                    .append(quoted(entry))
+                                    .append(in_quotes(entry))
                                     .append(" matches none of the ")
                                     .append(std::to_string(names.size()))
                                     .append(" modules: ")
@@ -111,7 +111,8 @@ inline void check_module_names(std::span<const std::string> names) {
     if (name.size() > Pattern::max_name_length)
       raise_mismatch<NameError>(select_name, "module_names: length of a name", name.size(),
                                 "at most " + std::to_string(Pattern::max_name_length) + " characters");
-    if (!known.insert(name).second) raise<NameError>(select_name, "module_names: " + quoted(name) + " is there twice");
+    if (!known.insert(name).second)
+      raise<NameError>(select_name, "module_names: " + in_quotes(name) + " is there twice");
   }
 }
 
@@ -135,7 +136,7 @@ class PatternMap {
     std::unordered_set<std::string_view> known;
     for (const auto& [key, value] : entries) {
       entries_.push_back({Pattern(key, where), value});
-      const std::string what = std::string(option).append(" ").append(quoted(key));
+      const std::string what = std::string(option).append(" ").append(in_quotes(key));
       if (!known.insert(key).second) raise<OptionError>(select_name, what + " is there twice");
       check_value(what, value);
     }
@@ -229,7 +230,7 @@ inline void check_list(std::string_view option, std::span<const std::string> ent
       raise_mismatch<OptionError>(select_name, std::string(option).append(": length of an entry"), entry.size(),
                                   "at most " + std::to_string(Pattern::max_name_length) + " characters");
     if (entry.empty() || entry.front() == '.' || entry.back() == '.')
-      raise_mismatch<OptionError>(select_name, option, quoted(entry),
+      raise_mismatch<OptionError>(select_name, option, in_quotes(entry),
                                   "a module name, or its last segments, without a dot at either end");
   }
 }
