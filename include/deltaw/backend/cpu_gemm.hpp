@@ -161,14 +161,17 @@ void mixed_product(Arena<Host>& arena, double alpha, Operand<TA> a, Operand<TB> 
 /// C = alpha A B + beta C. Shapes are checked, C may share no memory with A or B, and beta = 0 never reads C.
 template <class TA, class TB, class TC>
 void gemm(Arena<Host>& arena, double alpha, Operand<TA> a, Operand<TB> b, double beta, MatrixView<TC, Host> c) {
-  if (a.cols != b.rows) raise_mismatch<ShapeError>("gemm", "b.rows", b.rows, std::to_string(a.cols));
-  check_view("gemm", "c", c, a.rows, b.cols);
-  if (c.empty()) return;
   const auto stored = [](auto& o) {
     return MatrixView{o.data, o.transposed ? o.cols : o.rows, o.transposed ? o.rows : o.cols, o.stride};
   };
-  check_no_alias("gemm", "a", stored(a), "c", c);
-  check_no_alias("gemm", "b", stored(b), "c", c);
+  const auto a_view = stored(a), b_view = stored(b);
+  if (a.cols != b.rows) raise_mismatch<ShapeError>("gemm", "b.rows", b.rows, std::to_string(a.cols));
+  check_view("gemm", "a", a_view, a_view.rows, a_view.cols);
+  check_view("gemm", "b", b_view, b_view.rows, b_view.cols);
+  check_view("gemm", "c", c, a.rows, b.cols);
+  check_no_alias("gemm", "a", a_view, "c", c);
+  check_no_alias("gemm", "b", b_view, "c", c);
+  if (c.empty()) return;
   if (a.cols == 0 || alpha == 0) return scale_rows(beta, c);
   if constexpr (std::is_same_v<TA, TB> && std::is_same_v<TA, TC> && !is_half<TA>) {
     product<TA>(alpha, a, b, beta, c);

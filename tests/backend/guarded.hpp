@@ -1,0 +1,126 @@
+#pragma once
+// Matrices for tests of primitives: strided views inside memory that is filled with NaN. Who reads beside the view gets
+// NaN into the result; who writes there is found by `intact`.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "deltaw/core/half.hpp"
+#include "deltaw/core/view.hpp"
+
+namespace deltaw_tests {
+
+namespace dw = deltaw;
+using dw::index_t;
+
+/// Uniform in [-1, 1) by a linear congruential generator, which has nothing to do with the library's own.
+class Numbers {
+ public:
+  explicit Numbers(std::uint32_t seed) : state_(seed * 2654435761u + 1) {}
+  double operator()() {
+    state_ = state_ * 1664525u + 1013904223u;
+    return static_cast<double>(state_ >> 8) * 0x1p-23 - 1;
+  }
+
+ private:
+  std::uint32_t state_;
+};
+
+template <class T>
+class Guarded {
+ public:
+  /// rows x cols, `gap` elements between the rows, the first element at `offset` after a guard of 64 elements.
+  Guarded(index_t rows, index_t cols, index_t gap = 0, index_t offset = 0)
+      : rows_(rows),
+        cols_(cols),
+        stride_(cols + gap),
+        first_(guard + offset),
+        memory_(static_cast<std::size_t>(first_ + rows * stride_ + guard), guard_value()) {
+    dw::MatrixView<T> v = view();
+    for (index_t i = 0; i < rows; ++i)
+      for (index_t j = 0; j < cols; ++j) v(i, j) = T(0.0f);
+  }
+
+  dw::MatrixView<T> view() { return {memory_.data() + first_, rows_, cols_, stride_}; }
+  dw::ConstMatrixView<T> view() const { return {memory_.data() + first_, rows_, cols_, stride_}; }
+  dw::ConstMatrixView<T> const_view() const { return view(); }
+  double at(index_t i, index_t j) const { return static_cast<double>(view()(i, j)); }
+
+  Guarded& fill(std::uint32_t seed) {
+    Numbers numbers(seed);
+    auto v = view();
+    for (index_t i = 0; i < rows_; ++i)
+      for (index_t j = 0; j < cols_; ++j) v(i, j) = T(numbers());
+    return *this;
+  }
+  Guarded& fill_with(double constant) {
+    auto v = view();
+    for (index_t i = 0; i < rows_; ++i)
+      for (index_t j = 0; j < cols_; ++j) v(i, j) = T(constant);
+    return *this;
+  }
+
+  /// Nothing outside the view has been written.
+  bool intact() const {
+    const T expected = guard_value();
+    for (index_t at = 0; at < static_cast<index_t>(memory_.size()); ++at) {
+      const index_t from_first = at - first_;
+      const bool inside = from_first >= 0 && from_first < rows_ * stride_ && from_first % stride_ < cols_;
+      if (!inside && std::memcmp(&memory_[static_cast<std::size_t>(at)], &expected, sizeof(T)) != 0) return false;
+    }
+    return true;
+  }
+
+  /// The elements' bytes, row after row.
+  std::string bits() const {
+    std::string bytes;
+    for (index_t i = 0; i < rows_; ++i)
+      bytes.append(reinterpret_cast<const char*>(memory_.data() + first_ + i * stride_),
+                   static_cast<std::size_t>(cols_) * sizeof(T));
+    return bytes;
+  }
+
+ private:
+  static constexpr index_t guard = 64;
+  static T guard_value() { return T(std::numeric_limits<float>::quiet_NaN()); }
+
+  index_t rows_, cols_, stride_, first_;
+  std::vector<T> memory_;
+};
+
+/// The step from 1 to the next number of T.
+template <class T>
+constexpr double unit_in_last_place() {
+  if constexpr (std::is_same_v<T, dw::bf16>) {
+    return 0x1p-7;
+  } else if constexpr (std::is_same_v<T, dw::f16>) {
+    return 0x1p-10;
+  } else {
+    return static_cast<double>(std::numeric_limits<T>::epsilon());
+  }
+}
+
+/// The step between the smallest numbers of T, where rounding is no longer relative.
+template <class T>
+constexpr double smallest_step() {
+  return std::is_same_v<T, dw::f16> ? 0x1p-24 : std::is_same_v<T, double> ? 0 : 0x1p-133;
+}
+
+/// What one rounding of `value` to T may change.
+template <class T>
+double one_rounding(double value) {
+  return 0.501 * std::max(unit_in_last_place<T>() * std::abs(value), smallest_step<T>());
+}
+
+/// A bound that NaN does not pass.
+inline bool within(double got, double want, double tolerance) { return std::abs(got - want) <= tolerance; }
+
+/// Sizes around every block and vector boundary.
+inline const std::vector<index_t> boundary_sizes{0, 1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257};
+
+}  // namespace deltaw_tests
