@@ -1,0 +1,332 @@
+#pragma once
+// One adapter of an AdapterSet as the directory that Hugging Face's PEFT reads and writes: adapter_config.json and
+// adapter_model.safetensors, out and in.
+//
+//   io::save_peft(set, "default", "out/adapter", {.base_model_name_or_path = "my-vit"});
+//   io::load_peft(ctx, set, "default", "out/adapter");     // makes the adapter, or loads into one of the same shape
+
+#include <algorithm>
+#include <concepts>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "deltaw/io/file.hpp"
+#include "deltaw/io/peft_config.hpp"
+#include "deltaw/io/peft_entries.hpp"
+#include "deltaw/io/safetensors.hpp"
+#include "deltaw/io/values.hpp"
+#include "deltaw/model/adapter_set.hpp"
+#include "deltaw/version.hpp"
+
+namespace deltaw::io {
+
+inline constexpr std::string_view peft_tensor_file = "adapter_model.safetensors";
+
+namespace detail {
+
+// Our entry in the metadata of the tensors.
+inline constexpr std::string_view note_key = "deltaw";
+inline constexpr std::uint64_t note_format = 1;
+
+}  // namespace detail
+
+/// Writes the adapter of that name, and with it the modules trained whole and the parameters beside the layers, into `dir`
+/// (made if need be). Values are written as F32 or F64, as the parameters are. The scale that `set_scale` gave at run
+/// time is not part of a checkpoint: alpha is the one that was trained with.
+///
+/// Throws, before anything is written: NameError (no such adapter), UnsupportedError (a method that PEFT has not, shards),
+/// NonFiniteError, StaleError (a weight trained whole that is merged with others' deltas), FileError. The tensors are
+/// replaced first, then the configuration, each at once; a machine that stops just between the two leaves the new tensors
+/// beside the old configuration, which matters only if the two differ in alpha or rslora and in nothing that has a shape.
+template <class P, class B, class Act>
+void save_peft(const AdapterSet<P, B, Act>& set, std::string_view adapter_name, const std::filesystem::path& dir,
+               const PeftInfo& info = {}) {
+  static_assert(std::floating_point<P>, "save_peft writes parameters of type float or double");
+  const std::string config = peft_config_text(detail::config_of(set, adapter_name, info));
+  for (const Selected& s : set.selected(adapter_name)) {
+    detail::check_whole("save_peft", s.name, set.layer(s.name).shape());
+    if (s.role == ModuleRole::Save && set.layer(s.name).merged())
+      raise_mismatch<StaleError>("save_peft", "layer " + quote(s.name), "a merged layer", "unmerge first");
+  }
+  SafetensorsWriter writer;
+  const nlohmann::json note{{"base", base_digest(set)}, {"format", detail::note_format}, {"version", version}};
+  writer.set_metadata(std::string(detail::note_key), dump_json("save_peft", note));
+  detail::for_each_peft_entry(
+      set, adapter_name, set.selected(adapter_name), [](const std::string&) { return true; },
+      [&](const detail::PeftEntry& entry, const auto& p) {
+        detail::add_values(writer, entry.key(), entry.shape(), p.value.view());
+      });
+  io::create_directories(dir);
+  AtomicFile config_file(dir / peft_config_file);
+  config_file.write(config);
+  writer.write(dir / peft_tensor_file);
+  config_file.commit();
+}
+
+struct PeftLoadOptions {
+  bool any_base = false;  ///< load even what was saved on a base of other layers or shapes; the tensors must still fit
+};
+
+namespace detail {
+
+inline SafetensorsReader open_peft_tensors(const std::filesystem::path& dir) {
+  const auto path = dir / peft_tensor_file, pickle = dir / "adapter_model.bin";
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored) && std::filesystem::exists(pickle, ignored))
+    raise_mismatch<FormatError>(
+        pickle.string(), "format", "a pickle, which may run any program when it is read",
+        std::string(peft_tensor_file) + ": load the pickle in PEFT and save it with safe_serialization=True");
+  return SafetensorsReader::open(path);
+}
+
+inline bool lists_module(const Names& modules_to_save, std::string_view module) {
+  return std::any_of(modules_to_save.begin(), modules_to_save.end(),
+                     [&](const std::string& entry) { return deltaw::detail::within(entry, module); });
+}
+
+/// PEFT lists modules to save that a model may not have ("classifier", "score"), and lists what is no linear layer. What
+/// is left are the entries that name layers of the set, and those for which the file has tensors that nobody takes.
+template <class Set>
+Names layers_to_save(const Names& listed, const Set& set, const SafetensorsReader& reader) {
+  Names kept;
+  for (const std::string& entry : listed) {
+    const auto names = [&](std::string_view module) { return deltaw::detail::within(entry, module); };
+    const auto& layers = set.layer_names();
+    const bool is_layer = std::any_of(layers.begin(), layers.end(), names);
+    bool is_extra = false;
+    set.for_each_extra([&](const auto& p) { is_extra = is_extra || names(extra_entry(p).module); });
+    const bool has_tensor = std::any_of(reader.tensors().begin(), reader.tensors().end(), [&](const TensorInfo& info) {
+      const std::string_view name = info.name;
+      return name.starts_with(peft_prefix) &&
+             names(name.substr(peft_prefix.size(), name.rfind('.') - peft_prefix.size()));
+    });
+    if (is_layer || (has_tensor && !is_extra)) kept.push_back(entry);
+  }
+  return kept;
+}
+
+/// Which modules get which rank and alpha by PEFT's own rules, as a request that `AdapterSet::adapt` reads the same way.
+template <class Set>
+AdaptRequest request_of(const PeftConfig& config, std::string_view adapter, const Set& set,
+                        const SafetensorsReader& reader) {
+  AdaptRequest request{.name = std::string(adapter),
+                       .method = config.method,
+                       .options = config.options,
+                       .targets = config.targets,
+                       .heads = {}};
+  request.targets.modules_to_save = layers_to_save(config.targets.modules_to_save, set, reader);
+  const auto [rank, alpha] = standard_rank_and_alpha(config);
+  Names adapted;
+  std::vector<index_t> ranks;
+  std::vector<double> alphas;
+  for (const Selected& s : select(request.targets, rank, alpha, set.layer_names())) {
+    if (s.role == ModuleRole::Save) continue;
+    adapted.push_back(s.name);
+    ranks.push_back(s.rank);
+    alphas.push_back(s.alpha);
+  }
+  // PEFT takes the first key that matches, even where a later one is the module's full name.
+  const auto peft_ranks = first_matches(config.targets.rank_pattern, adapted, rank);
+  const auto peft_alphas = first_matches(config.targets.alpha_pattern, adapted, alpha);
+  if (peft_ranks != ranks) request.targets.rank_pattern = exact_patterns(adapted, peft_ranks, rank);
+  if (peft_alphas != alphas) request.targets.alpha_pattern = exact_patterns(adapted, peft_alphas, alpha);
+  return request;
+}
+
+/// Throws OptionError unless the file describes the adapter that the set has under that name.
+inline void check_same_adapter(std::string_view file, const PeftConfig& config, const AdaptRequest& request,
+                               const std::vector<Selected>& selected) {
+  const std::string made = ", as adapter " + quote(request.name) + " was made";
+  if (config.method != request.method)
+    raise_mismatch<OptionError>(file, "method", quote(config.method), quote(request.method) + made);
+  for (const PeftField& field : peft_method(file, config.method).fields)
+    if (field.kind == PeftKind::Flag && option_value(field, config.options) != option_value(field, request.options))
+      raise_mismatch<OptionError>(file, field.key, option_value(field, config.options),
+                                  std::string(option_value(field, request.options)) + made);
+  const auto [rank, alpha] = standard_rank_and_alpha(config);
+  for (const Selected& s : selected) {
+    if (s.role == ModuleRole::Save) continue;
+    const index_t got_rank = first_matches(config.targets.rank_pattern, {s.name}, rank).front();
+    const double got_alpha = first_matches(config.targets.alpha_pattern, {s.name}, alpha).front();
+    if (got_rank != s.rank)
+      raise_mismatch<OptionError>(file, "rank of " + quote(s.name), got_rank, std::to_string(s.rank) + made);
+    if (got_alpha != s.alpha)
+      raise_mismatch<OptionError>(file, "alpha of " + quote(s.name), number_text(got_alpha),
+                                  number_text(s.alpha) + made);
+  }
+}
+
+/// The tensors of an adapter that the set does not have yet.
+template <class P, class B, class Act>
+std::vector<PeftEntry> entries_to_be(const AdapterSet<P, B, Act>& set, const AdaptRequest& request,
+                                     const std::vector<Selected>& selected) {
+  const auto method = find_method<P, B, Act>(request.method);
+  std::vector<PeftEntry> entries;
+  for (const Selected& s : selected) {
+    const auto& base = set.layer(s.name).base();
+    if (s.role == ModuleRole::Adapt) {
+      const auto adapter = method.make(base.shape, request.options, {s.rank, s.alpha, name_hash(s.name)});
+      adapter.for_each_parameter([&](const auto& p) { entries.push_back(entry_of(s.name, p)); });
+      continue;
+    }
+    entries.push_back({s.name, "weight", base.shape.out_features, base.shape.in_features, false, RankAxis::None});
+    if (!base.bias.empty()) entries.push_back({s.name, "bias", 1, base.shape.out_features, true, RankAxis::None});
+  }
+  return entries;
+}
+
+/// Throws NameError unless the file has just the tensors of `entries`, and those that PEFT adds without need.
+inline void check_keys(const SafetensorsReader& reader, const std::vector<PeftEntry>& entries) {
+  std::set<std::string> expected;
+  Names missing, unexpected;
+  for (const PeftEntry& entry : entries) {
+    expected.insert(entry.key());
+    if (!reader.contains(entry.key())) missing.push_back(entry.key());
+  }
+  for (const TensorInfo& info : reader.tensors()) {
+    const auto copy_in = [&](std::string_view suffix) {
+      return info.name.ends_with(suffix) &&
+             expected.contains(info.name.substr(0, info.name.size() - suffix.size()).append(".bias"));
+    };
+    if (!expected.contains(info.name) && !copy_in(".original_module.bias") && !copy_in(".modules_to_save.bias"))
+      unexpected.push_back(info.name);
+  }
+  const std::string all = "all " + std::to_string(expected.size()) + " tensors of the adapter and no others";
+  if (!missing.empty())
+    raise_mismatch<NameError>(
+        reader.file(), "tensors",
+        "none named " + first_names(missing) + (unexpected.empty() ? "" : ", but " + first_names(unexpected)), all);
+  if (!unexpected.empty())
+    raise_mismatch<NameError>(reader.file(), "tensors", first_names(unexpected) + ", which nothing here takes", all);
+}
+
+/// Throws ShapeError where the tensors of one module disagree on its rank, or agree on another than the configuration's.
+inline void check_ranks(const SafetensorsReader& reader, const std::vector<PeftEntry>& entries) {
+  struct Rank {
+    std::uint64_t got;
+    index_t want;
+    std::string source;
+  };
+  std::map<std::string, Rank> ranks;
+  for (const PeftEntry& entry : entries) {
+    const TensorInfo& info = reader.at(entry.key());
+    if (entry.flat || info.shape.size() != 2) continue;
+    if (entry.rank_axis != RankAxis::Rows && entry.rank_axis != RankAxis::Cols) continue;
+    const bool rows = entry.rank_axis == RankAxis::Rows;
+    const Rank rank{info.shape[rows ? 0 : 1], rows ? entry.rows : entry.cols,
+                    entry.name + " " + shape_text(info.shape)};
+    const Rank& first = ranks.emplace(entry.module, rank).first->second;
+    if (first.got != rank.got)
+      raise_mismatch<ShapeError>(reader.file(), "rank of " + quote(entry.module),
+                                 std::to_string(first.got) + " from " + first.source + " and " +
+                                     std::to_string(rank.got) + " from " + rank.source,
+                                 "the same from both");
+  }
+  for (const auto& [module, rank] : ranks)
+    if (std::cmp_not_equal(rank.got, rank.want))
+      raise_mismatch<ShapeError>(
+          reader.file(), "rank of " + quote(module), rank.source,
+          "rank " + std::to_string(rank.want) + ", as " + std::string(peft_config_file) + " has it");
+}
+
+/// Throws FormatError if our entry in the metadata is newer than this library, or names another base.
+inline void check_note(const SafetensorsReader& reader, const std::string& base, bool any_base) {
+  const auto found = reader.metadata().find(std::string(note_key));
+  if (found == reader.metadata().end()) return;
+  const std::string where = reader.file() + ": metadata " + quote(note_key);
+  const auto note = parse_json(where, found->second);
+  const auto text = [&](const char* key) {
+    if (!note.is_object() || !note.contains(key) || !note[key].is_string())
+      raise_mismatch<FormatError>(where, key, "none", "a text");
+    return note[key].get<std::string>();
+  };
+  const std::string writer = text("version"), saved_base = text("base");
+  if (!note.contains("format") || !note["format"].is_number_unsigned() || note["format"] > note_format)
+    raise_mismatch<FormatError>(where, "format", note.value("format", nlohmann::json()).dump(),
+                                "at most " + std::to_string(note_format) + "; the file was written by deltaw " +
+                                    quote(writer) + ", this is " + std::string(version));
+  if (!any_base && saved_base != base)
+    raise_mismatch<FormatError>(where, "base", quote(saved_base),
+                                base +
+                                    ", the names and shapes of this set's layers: the adapter was trained on another "
+                                    "base (PeftLoadOptions::any_base loads it all the same)");
+}
+
+/// The values of all entries, each checked for shape, type and finiteness.
+template <class P>
+std::map<std::string, std::vector<P>> read_values(const SafetensorsReader& reader,
+                                                  const std::vector<PeftEntry>& entries) {
+  std::map<std::string, std::vector<P>> values;
+  for (const PeftEntry& entry : entries) {
+    const TensorInfo& found = reader.at(entry.key());
+    const bool one_row = entry.flat && found.shape == make_shape(1, entry.cols);
+    const TensorInfo& info = one_row ? found : reader.at(entry.key(), entry.shape());
+    values.emplace(entry.key(), reader.read<P>(info, {.require_finite = true}));
+  }
+  return values;
+}
+
+}  // namespace detail
+
+/// Reads the checkpoint in `dir` into the adapter of that name. If the set has none, it is made as the configuration says
+/// (targets, ranks and alphas by PEFT's rules); if it has one, the checkpoint must describe the same. F64, F32, F16 and
+/// BF16 are converted to the type of the parameters. Optimizer state of what is loaded starts anew; a layer that is
+/// trained whole and stored in 16 bits takes its values at the next `prepare`.
+///
+/// Strict: every tensor must be taken and none may be missing. Throws FileError, FormatError (a malformed file, a pickle, a
+/// type that is no number of ours, another base, a file newer than this library), UnsupportedError (a method or field that
+/// we do not have), OptionError, NameError (missing or unexpected tensors, a target that matches nothing), ShapeError,
+/// NonFiniteError, StaleError (a merged layer); nothing has changed then.
+template <class P, class B, class Act>
+void load_peft(typename B::Context& ctx, AdapterSet<P, B, Act>& set, std::string_view adapter_name,
+               const std::filesystem::path& dir, PeftLoadOptions options = {}) {
+  static_assert(std::floating_point<P>, "load_peft reads into parameters of type float or double");
+  const PeftConfig config = read_peft_config(dir);
+  const SafetensorsReader reader = detail::open_peft_tensors(dir);
+  const auto wanted = [&](const std::string& module) {
+    return detail::lists_module(config.targets.modules_to_save, module);
+  };
+  const bool fresh = !set.has(adapter_name);
+  AdaptRequest request;
+  std::vector<Selected> selected;
+  std::vector<detail::PeftEntry> entries;
+  if (fresh) {
+    check_adapter_name(adapter_name);
+    request = detail::request_of(config, adapter_name, set, reader);
+    const auto [rank, alpha] = detail::standard_rank_and_alpha(config);
+    selected = select(request.targets, rank, alpha, set.layer_names());
+    entries = detail::entries_to_be(set, request, selected);
+  } else {
+    selected = set.selected(adapter_name);
+    detail::check_same_adapter((dir / peft_config_file).string(), config, set.request(adapter_name), selected);
+  }
+  for (const Selected& s : selected) {
+    detail::check_whole("load_peft", s.name, set.layer(s.name).shape());
+    if (set.layer(s.name).merged())
+      raise_mismatch<StaleError>("load_peft", "layer " + quote(s.name), "a merged layer", "unmerge first");
+  }
+  const auto present = fresh ? std::vector<Selected>() : selected;
+  detail::for_each_peft_entry(std::as_const(set), adapter_name, present, wanted,
+                              [&](const detail::PeftEntry& entry, const auto&) { entries.push_back(entry); });
+  detail::check_keys(reader, entries);
+  detail::check_ranks(reader, entries);
+  const auto values = detail::read_values<P>(reader, entries);
+  detail::check_note(reader, base_digest(set), options.any_base);
+
+  if (fresh) set.adapt(ctx, std::move(request), [](auto&&...) {});
+  detail::for_each_peft_entry(set, adapter_name, selected, wanted, [&](const detail::PeftEntry& entry, auto& p) {
+    detail::unpack<P>(values.at(entry.key()), p.value.view());
+    p.changed();
+    p.slots.clear();
+    p.step = 0;
+  });
+}
+
+}  // namespace deltaw::io

@@ -1,0 +1,375 @@
+#pragma once
+// adapter_config.json as Hugging Face's PEFT writes it: read strictly, written so that old versions of PEFT take it.
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "deltaw/core/error.hpp"
+#include "deltaw/io/file.hpp"
+#include "deltaw/io/json.hpp"
+#include "deltaw/model/targets.hpp"
+
+namespace deltaw::io {
+
+inline constexpr std::string_view peft_config_file = "adapter_config.json";
+
+/// What PEFT wants to know of the base and we do not; an empty text is written as null.
+struct PeftInfo {
+  std::string base_model_name_or_path;
+  std::string revision;
+  std::string task_type;        ///< "CAUSAL_LM", "SEQ_CLS", ...
+  bool fan_in_fan_out = false;  ///< PEFT's base holds W as in x out (GPT-2's Conv1D); A and B are the same either way
+};
+
+/// An adapter as its configuration file describes it, in the words of `AdaptRequest`.
+struct PeftConfig {
+  std::string method = "lora";
+  std::vector<std::pair<std::string, std::string>> options;  ///< of the method: {"rank", "8"}, ...
+  Targets targets;
+  PeftInfo info;
+};
+
+namespace detail {
+
+using OrderedJson = nlohmann::ordered_json;
+
+/// What a field of a method may hold; each has its own check and its own way to be written.
+enum class PeftKind { Rank, Alpha, Probability, Flag };
+
+/// A field of the file and the option of ours that it stands for.
+struct PeftField {
+  std::string_view key, option;
+  PeftKind kind;
+  std::string_view standard;  ///< the value of an option, or a field, that is not given
+  bool required = false;      ///< a file without it is refused
+  bool recent = false;        ///< unknown to old versions of PEFT, so written only where it is not the standard
+};
+
+/// A method that PEFT and we both have.
+struct PeftMethod {
+  std::string_view peft_type, method;
+  std::span<const PeftField> fields;
+  std::string_view init_key;                      ///< the field that says how the parameters began
+  std::span<const std::string_view> plain_inits;  ///< its words, besides true and false, that leave the base as it was
+};
+
+inline constexpr std::array peft_lora_fields{
+    PeftField{"r", "rank", PeftKind::Rank, "8", true},
+    PeftField{"lora_alpha", "alpha", PeftKind::Alpha, "8", true},
+    PeftField{"lora_dropout", "dropout", PeftKind::Probability, "0"},
+    PeftField{"use_rslora", "rslora", PeftKind::Flag, "false"},
+    PeftField{"lora_bias", "bias", PeftKind::Flag, "false", false, true},
+};
+inline constexpr std::array<std::string_view, 3> peft_lora_inits{"gaussian", "orthogonal", "eva"};
+
+/// Every method, a line each.
+inline constexpr std::array peft_methods{
+    PeftMethod{"LORA", "lora", peft_lora_fields, "init_lora_weights", peft_lora_inits},
+};
+
+/// The word with which PEFT says that no module gets an adapter, and only `modules_to_save` are trained.
+inline constexpr std::string_view peft_no_targets = "dummy-target-modules";
+
+/// Fields that say nothing about what the adapter computes.
+inline constexpr std::array<std::string_view, 5> peft_remarks{"auto_mapping", "eva_config", "inference_mode",
+                                                              "peft_version", "runtime_config"};
+
+/// The number as to_chars writes it: the shortest text that reads back as the same number.
+template <class Number>
+std::string number_text(Number value) {
+  std::array<char, 32> text{};
+  return {text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr};
+}
+
+/// A value of the file for messages.
+inline std::string shown(const OrderedJson& value) {
+  if (value.is_string()) return quote(value.get_ref<const std::string&>());
+  constexpr std::size_t limit = 160;
+  const std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true, OrderedJson::error_handler_t::ignore);
+  return text.size() > limit ? text.substr(0, limit) + "..." : text;
+}
+
+/// Null, false, or empty, also inside: a field that asks for nothing.
+inline bool asks_nothing(const OrderedJson& value) {
+  if (value.is_structured()) return std::all_of(value.begin(), value.end(), asks_nothing);
+  return value.is_null() || value == false || value == "";
+}
+
+/// Takes the file apart, field by field, and refuses what is left unless it asks for nothing.
+class PeftConfigReader {
+ public:
+  PeftConfigReader(std::string_view file, const OrderedJson& fields) : file_(file), fields_(fields) {}
+
+  PeftConfig read() {
+    if (!fields_.is_object()) raise_mismatch<FormatError>(file_, "content", shown(fields_), "an object of fields");
+    const PeftMethod& method = find_method();
+    PeftConfig config{.method = std::string(method.method), .options = {}, .targets = {}, .info = {}};
+    for (const PeftField& field : method.fields) config.options.emplace_back(field.option, option_text(method, field));
+    read_targets(config.targets);
+    config.info.base_model_name_or_path = text("base_model_name_or_path");
+    config.info.revision = text("revision");
+    config.info.task_type = text("task_type");
+    if (const auto* transposed = find("fan_in_fan_out"))
+      config.info.fan_in_fan_out = flag("fan_in_fan_out", *transposed);
+    check_init(method);
+    check_rest();
+    return config;
+  }
+
+ private:
+  [[noreturn]] void mismatch(std::string_view key, const OrderedJson& got, std::string_view want) const {
+    raise_mismatch<FormatError>(file_, "field " + quote(key), shown(got), want);
+  }
+
+  /// The field, or null if it is absent or null.
+  const OrderedJson* find(std::string_view key) {
+    read_.emplace(key);
+    const auto found = fields_.find(key);
+    return found == fields_.end() || found->is_null() ? nullptr : &*found;
+  }
+
+  std::string text(std::string_view key) {
+    const OrderedJson* value = find(key);
+    if (value == nullptr) return {};
+    if (!value->is_string()) mismatch(key, *value, "a text or null");
+    return value->get<std::string>();
+  }
+  bool flag(std::string_view key, const OrderedJson& value) const {
+    if (!value.is_boolean()) mismatch(key, value, "true or false");
+    return value.get<bool>();
+  }
+  index_t whole(std::string_view key, const OrderedJson& value, std::int64_t least) const {
+    const bool fits = value.is_number_integer() && (!value.is_number_unsigned() || value <= INT64_MAX);
+    if (!fits || value < least) mismatch(key, value, "a whole number of " + std::to_string(least) + " or more");
+    return value.get<index_t>();
+  }
+  double alpha(std::string_view key, const OrderedJson& value) const {
+    if (!value.is_number() || !std::isfinite(value.get<double>()) || value == 0)
+      mismatch(key, value, "a finite number other than 0");
+    return value.get<double>();
+  }
+  double probability(std::string_view key, const OrderedJson& value) const {
+    if (!value.is_number() || !(value >= 0 && value < 1)) mismatch(key, value, "a number of at least 0 and below 1");
+    return value.get<double>();
+  }
+
+  const PeftMethod& find_method() {
+    const std::string type = text("peft_type");
+    std::string known;
+    for (const PeftMethod& method : peft_methods) {
+      if (method.peft_type == type) return method;
+      known.append(known.empty() ? "" : ", ").append(quote(method.peft_type));
+    }
+    if (type.empty()) raise_mismatch<FormatError>(file_, "field 'peft_type'", "none", known);
+    raise_mismatch<UnsupportedError>(file_, "field 'peft_type'", quote(type), known);
+  }
+
+  std::string option_text(const PeftMethod& method, const PeftField& field) {
+    const OrderedJson* value = find(field.key);
+    if (value == nullptr && field.required)
+      raise_mismatch<FormatError>(file_, "field " + quote(field.key), "none",
+                                  "it: " + std::string(method.peft_type) + " needs it");
+    if (value == nullptr) return std::string(field.standard);
+    switch (field.kind) {
+      case PeftKind::Rank:
+        return number_text(whole(field.key, *value, 1));
+      case PeftKind::Alpha:
+        return number_text(alpha(field.key, *value));
+      case PeftKind::Probability:
+        return number_text(probability(field.key, *value));
+      case PeftKind::Flag:
+        break;
+    }
+    return flag(field.key, *value) ? "true" : "false";
+  }
+
+  /// Items of an array; one that is no array stands for an array of it where `single` allows that.
+  template <class Read>
+  auto list(std::string_view key, bool single, Read read) {
+    std::vector<decltype(read(fields_))> items;
+    const OrderedJson* value = find(key);
+    if (value == nullptr) return items;
+    if (!value->is_array() && !single) mismatch(key, *value, "an array or null");
+    if (!value->is_array()) return items.push_back(read(*value)), items;
+    for (const OrderedJson& item : *value) items.push_back(read(item));
+    return items;
+  }
+  std::vector<std::string> texts(std::string_view key, bool single = false) {
+    return list(key, single, [&](const OrderedJson& item) {
+      if (!item.is_string() || item == "") mismatch(key, item, "names that are not empty");
+      return item.get<std::string>();
+    });
+  }
+  template <class Value, class Read>
+  std::vector<std::pair<std::string, Value>> patterns(std::string_view key, Read read) {
+    std::vector<std::pair<std::string, Value>> entries;
+    const OrderedJson* value = find(key);
+    if (value == nullptr) return entries;
+    if (!value->is_object()) mismatch(key, *value, "an object of patterns");
+    for (const auto& [pattern, item] : value->items())
+      entries.emplace_back(pattern, read(std::string(key).append(".").append(pattern), item));
+    return entries;
+  }
+  /// A field that is a list of names or one pattern.
+  void names_or_pattern(std::string_view key, std::vector<std::string>& names, std::string& pattern) {
+    const OrderedJson* value = find(key);
+    if (value != nullptr && value->is_string()) {
+      pattern = text(key);
+    } else {
+      names = texts(key);
+    }
+  }
+
+  void read_targets(Targets& targets) {
+    names_or_pattern("target_modules", targets.names, targets.pattern);
+    names_or_pattern("exclude_modules", targets.exclude, targets.exclude_pattern);
+    targets.modules_to_save = texts("modules_to_save");
+    if (targets.pattern == peft_no_targets) {
+      targets.pattern.clear();
+    } else if (targets.names.empty() && targets.pattern.empty()) {
+      raise_mismatch<FormatError>(file_, "field 'target_modules'", "none", "a list of names or a pattern");
+    }
+    targets.layers_to_transform = list("layers_to_transform", true,
+                                       [&](const OrderedJson& item) { return whole("layers_to_transform", item, 0); });
+    targets.layers_pattern = texts("layers_pattern", true);
+    targets.rank_pattern = patterns<index_t>(
+        "rank_pattern", [&](std::string_view key, const OrderedJson& item) { return whole(key, item, 1); });
+    targets.alpha_pattern = patterns<double>(
+        "alpha_pattern", [&](std::string_view key, const OrderedJson& item) { return alpha(key, item); });
+  }
+
+  void check_init(const PeftMethod& method) {
+    const OrderedJson* init = find(method.init_key);
+    if (init == nullptr || init->is_boolean()) return;
+    for (const std::string_view plain : method.plain_inits)
+      if (*init == plain) return;
+    raise_mismatch<UnsupportedError>(file_, "field " + quote(method.init_key), shown(*init),
+                                     "a start that left the base as it was; have PEFT convert such an adapter when it "
+                                     "saves (path_initial_model_for_weight_conversion)");
+  }
+
+  void check_rest() const {
+    for (const auto& [key, value] : fields_.items()) {
+      const bool remark = std::find(peft_remarks.begin(), peft_remarks.end(), key) != peft_remarks.end();
+      if (read_.contains(key) || remark || asks_nothing(value)) continue;
+      if (key == "bias" && value == "none") continue;
+      if (key == "megatron_core" || key == "qalora_group_size") continue;  // without effect unless others are set
+      raise_mismatch<UnsupportedError>(file_, "field " + quote(key), shown(value),
+                                       key == "bias" ? "'none'" : "none or its default: deltaw cannot honour it");
+    }
+  }
+
+  std::string_view file_;
+  const OrderedJson& fields_;
+  std::set<std::string, std::less<>> read_;
+};
+
+}  // namespace detail
+
+/// Takes the text of an adapter_config.json apart; `file` stands in messages. Throws FormatError for malformed JSON and
+/// for fields of a wrong type or value, UnsupportedError for a peft_type, and for any field, known or not, that asks for
+/// something which we do not have: ignoring it would compute something else.
+inline PeftConfig parse_peft_config(std::string_view file, std::string_view text) {
+  parse_json(file, text);  // for its checks; the order of a pattern's keys counts, and only the other type keeps it
+  return detail::PeftConfigReader(file, nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false))
+      .read();
+}
+
+/// The same, from `dir`. Throws FileError if the file is missing.
+inline PeftConfig read_peft_config(const std::filesystem::path& dir) {
+  constexpr std::uint64_t max_bytes = 16'777'216;
+  const auto path = dir / peft_config_file;
+  return parse_peft_config(path.string(), read_text(path, max_bytes));
+}
+
+namespace detail {
+
+inline const PeftMethod& peft_method(std::string_view where, std::string_view name) {
+  std::string known;
+  for (const PeftMethod& method : peft_methods) {
+    if (method.method == name) return method;
+    known.append(known.empty() ? "" : ", ").append(quote(method.method));
+  }
+  raise_mismatch<UnsupportedError>(where, "method", quote(name), "one that PEFT has too: " + known);
+}
+
+/// The option's value where it is given, else its standard.
+inline std::string_view option_value(const PeftField& field,
+                                     std::span<const std::pair<std::string, std::string>> options) {
+  for (const auto& [name, value] : options)
+    if (name == field.option) return value;
+  return field.standard;
+}
+
+inline double option_number(const PeftField& field, std::span<const std::pair<std::string, std::string>> options) {
+  const std::string_view text = option_value(field, options);
+  double value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);  // the registry has checked the text
+  return value;
+}
+
+/// A number as Python would have written it: alphas that are whole numbers are integers there.
+inline nlohmann::json whole_if_possible(double value) {
+  constexpr double exact = 9007199254740992;  // 2^53
+  if (value == std::floor(value) && std::abs(value) < exact) return static_cast<std::int64_t>(value);
+  return value;
+}
+
+inline nlohmann::json field_json(const PeftField& field, std::span<const std::pair<std::string, std::string>> options) {
+  if (field.kind == PeftKind::Flag) return option_value(field, options) == "true";
+  const double value = option_number(field, options);
+  return field.kind == PeftKind::Probability ? nlohmann::json(value) : whole_if_possible(value);
+}
+
+template <class List>
+nlohmann::json list_or_null(const List& list) {
+  return list.empty() ? nlohmann::json() : nlohmann::json(list);
+}
+
+}  // namespace detail
+
+/// The text of the adapter_config.json that describes `config`: two spaces of indent, sorted keys, and no field that came
+/// late to PEFT unless it is needed, since old versions refuse fields that they do not know.
+inline std::string peft_config_text(const PeftConfig& config) {
+  const detail::PeftMethod& method = detail::peft_method("peft_config_text", config.method);
+  const Targets& targets = config.targets;
+  nlohmann::json fields{{"auto_mapping", nullptr},
+                        {"base_model_name_or_path", detail::list_or_null(config.info.base_model_name_or_path)},
+                        {"bias", "none"},
+                        {"fan_in_fan_out", config.info.fan_in_fan_out},
+                        {"inference_mode", true},
+                        {method.init_key, true},
+                        {"layers_pattern", detail::list_or_null(targets.layers_pattern)},
+                        {"layers_to_transform", detail::list_or_null(targets.layers_to_transform)},
+                        {"modules_to_save", detail::list_or_null(targets.modules_to_save)},
+                        {"peft_type", method.peft_type},
+                        {"revision", detail::list_or_null(config.info.revision)},
+                        {"target_modules", detail::peft_no_targets},
+                        {"task_type", detail::list_or_null(config.info.task_type)}};
+  for (const detail::PeftField& field : method.fields)
+    if (!field.recent || detail::option_value(field, config.options) != field.standard)
+      fields[field.key] = detail::field_json(field, config.options);
+  if (targets.all_linear) fields["target_modules"] = "all-linear";
+  if (!targets.pattern.empty()) fields["target_modules"] = targets.pattern;
+  if (!targets.names.empty()) fields["target_modules"] = targets.names;
+  if (!targets.exclude.empty()) fields["exclude_modules"] = targets.exclude;
+  if (!targets.exclude_pattern.empty()) fields["exclude_modules"] = targets.exclude_pattern;
+  for (auto& entries : {"rank_pattern", "alpha_pattern"}) fields[entries] = nlohmann::json::object();
+  for (const auto& [pattern, rank] : targets.rank_pattern) fields["rank_pattern"][pattern] = rank;
+  for (const auto& [pattern, alpha] : targets.alpha_pattern)
+    fields["alpha_pattern"][pattern] = detail::whole_if_possible(alpha);
+  return dump_json(peft_config_file, fields, 2);
+}
+
+}  // namespace deltaw::io
