@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <string_view>
 
 #include "deltaw/backend/cpu_gemm.hpp"
 #include "deltaw/backend/cpu_update.hpp"
@@ -76,6 +77,7 @@ struct Cpu {
   template <class U, class T>
   static void copy_transposed(Context&, MatrixView<U, Host> in, MatrixView<T, Host> out) {
     check_view("copy_transposed", "out", out, in.cols, in.rows);
+    check_no_alias("copy_transposed", "in", in, "out", out);
     constexpr index_t block = 16;  // 16 x 16 floats: both sides of a block stay in the first cache
     for (index_t i0 = 0; i0 < in.rows; i0 += block)
       for (index_t j0 = 0; j0 < in.cols; j0 += block)
@@ -88,7 +90,7 @@ struct Cpu {
   template <class TA, class TB, class T>
   static void col_dot(Context&, double scale, MatrixView<TA, Host> a, MatrixView<TB, Host> b, MatrixView<T, Host> out) {
     check_view("col_dot", "b", b, a.rows, a.cols);
-    add_column_sums(scale, out, a.rows, a.cols, [=](index_t i, index_t j) {
+    add_column_sums("col_dot", scale, out, a.rows, a.cols, [=](index_t i, index_t j) {
       return static_cast<compute_t<T>>(a.data[i * a.stride + j]) * static_cast<compute_t<T>>(b.data[i * b.stride + j]);
     });
   }
@@ -96,7 +98,7 @@ struct Cpu {
   /// out_j += scale * sum_i a_ij (out: one row).
   template <class TA, class T>
   static void col_sum(Context&, double scale, MatrixView<TA, Host> a, MatrixView<T, Host> out) {
-    add_column_sums(scale, out, a.rows, a.cols,
+    add_column_sums("col_sum", scale, out, a.rows, a.cols,
                     [=](index_t i, index_t j) { return static_cast<compute_t<T>>(a.data[i * a.stride + j]); });
   }
 
@@ -200,8 +202,9 @@ struct Cpu {
 
   // out_j += scale * sum_i f(i, j): 64 columns at a time stay in registers, rows in their order.
   template <class T, class F>
-  static void add_column_sums(double scale, MatrixView<T, Host> out, index_t rows, index_t cols, F f) {
-    check_view("col_dot", "out", out, 1, cols);
+  static void add_column_sums(std::string_view where, double scale, MatrixView<T, Host> out, index_t rows, index_t cols,
+                              F f) {
+    check_view(where, "out", out, 1, cols);
     using C = compute_t<T>;
     constexpr index_t width = 64;
     for (index_t j0 = 0; j0 < cols; j0 += width) {
