@@ -1,0 +1,229 @@
+// Forward and backward of a frozen linear layer alone (the floor: Y = X W^T, dX = dY W) and with each adapter of the
+// registry, in pairs. One program a BLAS: the same source, compiled with and without DELTAW_CBLAS.
+// The engine is one that overwrites dX, so that both sides run the same two large products.
+
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bench/heap.hpp"
+#include "bench/paired.hpp"
+#include "bench/report.hpp"
+#include "deltaw/deltaw.hpp"
+#include "deltaw/model/registry.hpp"
+#include "tests/wrapped_backend.hpp"
+
+namespace dw = deltaw;
+using deltaw_bench::PairedTimes;
+using dw::index_t;
+using Counted = deltaw_tests::Counting<dw::Cpu>;
+
+namespace {
+
+struct Shape {
+  index_t tokens, in_features, out_features;
+};
+constexpr Shape shapes[] = {{512, 4096, 4096}, {512, 1024, 1024}, {128, 768, 3072}};
+
+/// What LoRA at rank 16 must reach and aims at, a shape each, on one thread; two threads may take 0.04 more.
+struct Target {
+  double must, aim;
+};
+constexpr Target lora_targets[] = {{1.03, 1.03}, {1.10, 1.07}, {1.08, 1.06}};
+constexpr double two_thread_allowance = 0.04;
+
+/// A frozen layer with its activations, filled with normal numbers.
+struct Layer {
+  Shape shape;
+  dw::Cpu::Context ctx;
+  dw::Tensor<float> weight, x, y, dy, dx, given_dy;
+
+  explicit Layer(const Shape& s) : shape(s) {
+    weight.resize(s.out_features, s.in_features);
+    x.resize(s.tokens, s.in_features), dx.resize(s.tokens, s.in_features);
+    y.resize(s.tokens, s.out_features), dy.resize(s.tokens, s.out_features);
+    given_dy.resize(s.tokens, s.out_features);
+    dw::Cpu::fill_normal(ctx, {1}, {}, 0.02, weight.view());
+    dw::Cpu::fill_normal(ctx, {2}, {}, 1, x.view());
+    dw::Cpu::fill_normal(ctx, {3}, {}, 1, given_dy.view());
+  }
+  void forward() { dw::Cpu::gemm(ctx, 1, x.view(), dw::t(weight.view()), 0, y.view()); }
+  void backward() { dw::Cpu::gemm(ctx, 1, dy.view(), weight.view(), 0, dx.view()); }
+  void restore() { dw::Cpu::copy(ctx, given_dy.view(), dy.view()); }  // some methods change dY in place
+};
+
+/// An adapter on that layer, over the backend that is timed or over the one that counts.
+template <class B>
+struct Adapted {
+  using Any = dw::AnyAdapter<float, B>;
+  Layer& layer;
+  typename B::Context ctx;
+  dw::DenseLinear<float, float, B> base;
+  Any adapter;
+  typename Any::Saved saved;
+
+  Adapted(Layer& l, std::string_view method, index_t rank)
+      : layer(l),
+        base(l.weight.view(), {}),
+        adapter(dw::make_adapter<float, B>(method, base.shape, {}, layer_options(method, rank))) {
+    if (adapter.trains_base()) adapter.bind_weight(ctx, layer.weight.view(), {});
+    std::uint64_t stream = 4;
+    adapter.for_each_parameter([&](auto& p) {
+      B::fill_normal(ctx, dw::RandomKey{stream++}, {}, 0.02, p.value.view());
+      p.changed();
+    });
+    dw::attach(ctx, adapter, base);
+  }
+
+  static dw::LayerOptions layer_options(std::string_view method, index_t rank) {
+    dw::LayerOptions options = dw::find_method<float, B>(method).defaults({});
+    if (options.rank) options.rank = rank;
+    return options;
+  }
+
+  void changed() {
+    adapter.for_each_parameter([](auto& p) { p.changed(); });
+  }
+  /// One whole step with one call: everything but the optimizer.
+  template <class Forward, class Backward>
+  void step(Forward base_forward, Backward base_backward) {
+    dw::prepare(ctx, adapter, base);
+    base_forward();
+    adapter.forward(ctx, base, layer.x.view(), layer.y.view(), saved);
+    adapter.backward(ctx, base, layer.x.view(), layer.dy.view(), {}, saved);
+    base_backward();
+    adapter.backward_input(ctx, base, layer.dx.view(), saved);
+    dw::finish(ctx, adapter, base);
+  }
+  void step() {
+    step([&] { layer.forward(); }, [&] { layer.backward(); });
+  }
+
+  /// Bytes that the step holds beyond the layer and the adapter's parameters: what stays from step to step (Saved,
+  /// workspace), and the most that a step in steady state takes for a while.
+  std::size_t extra_bytes() {
+    const std::size_t before = deltaw_bench::heap.live;
+    for (int i = 0; i < 3; ++i) {
+      layer.restore();
+      step();
+    }
+    const std::size_t kept = deltaw_bench::heap.live - before;
+    layer.restore();
+    deltaw_bench::heap.mark();
+    step();
+    return kept + (deltaw_bench::heap.most - deltaw_bench::heap.live);
+  }
+};
+
+/// FLOPs and bytes of the adapter's own share of a step.
+deltaw_tests::Counts count(Layer& layer, std::string_view method, index_t rank) {
+  Adapted<Counted> counted(layer, method, rank);
+  layer.restore();
+  counted.ctx.hook = {};
+  counted.step([] {}, [] {});
+  return counted.ctx.hook;
+}
+
+struct Case {
+  std::string method;
+  const Shape* shape;
+  index_t rank;  // 0: the method has none
+  int threads;
+
+  std::string label() const {
+    return method + " " + std::to_string(shape->tokens) + "x" + std::to_string(shape->in_features) + "x" +
+           std::to_string(shape->out_features) + " r" + std::to_string(rank) + " t" + std::to_string(threads);
+  }
+};
+
+std::vector<Case> cases(const Shape& shape, bool full) {
+  std::vector<Case> list;
+  const std::vector<index_t> ranks = full ? std::vector<index_t>{8, 16, 64} : std::vector<index_t>{16};
+  for (int threads = 1; threads <= (full ? 2 : 1); ++threads)
+    for (const auto& entry : dw::methods<float, dw::Cpu>()) {
+      const bool has_rank = entry.defaults({}).rank.has_value();
+      for (index_t rank : has_rank ? ranks : std::vector<index_t>{0})
+        list.push_back({std::string(entry.name), &shape, rank, threads});
+    }
+  return list;
+}
+
+void print_row(const Case& c, const PairedTimes& times, std::size_t extra_bytes, const deltaw_tests::Counts& counts) {
+  std::printf("%-34s %9.3f %9.3f  %6.3f [%5.3f, %5.3f] %4d %10.1f %9.3f", c.label().c_str(), times.floor_ms, times.ms,
+              times.ratio.median, times.ratio.low, times.ratio.high, times.pairs,
+              static_cast<double>(extra_bytes) / 1024, counts.flops / 1e9);
+  if (c.method == "lora" && c.rank == 16 && DELTAW_CBLAS) {
+    const Target& target = lora_targets[c.shape - shapes];
+    const double allowance = c.threads == 1 ? 0 : two_thread_allowance;
+    const double must = target.must + allowance, aim = target.aim + allowance;
+    std::printf("   must %.2f, aim %.2f: %s", must, aim,
+                times.ratio.median <= aim    ? "reached"
+                : times.ratio.median <= must ? "must reached"
+                                             : "MISSED");
+  }
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+void measure(const Case& c, Layer& layer, deltaw_bench::RowFile& file) {
+  deltaw_bench::set_threads(c.threads);
+  const auto counts = count(layer, c.method, c.rank);
+  Adapted<dw::Cpu> adapted(layer, c.method, c.rank);
+  const std::size_t extra_bytes = adapted.extra_bytes();
+  const PairedTimes times = deltaw_bench::measure_pairs(
+      {},
+      [&] {
+        layer.restore();
+        adapted.changed();
+      },
+      [&] {
+        layer.forward();
+        layer.backward();
+      },
+      [&] { adapted.step(); });
+  print_row(c, times, extra_bytes, counts);
+
+  const auto [tokens, in_features, out_features] = *c.shape;
+  const double floor_flops = 4.0 * static_cast<double>(tokens * in_features * out_features);
+  file.add(deltaw_bench::Row()
+               .add("method", c.method)
+               .add("tokens", long{tokens})
+               .add("in_features", long{in_features})
+               .add("out_features", long{out_features})
+               .add("rank", long{c.rank})
+               .add("threads", long{c.threads})
+               .add("blas", deltaw_bench::blas_name())
+               .add("core", deltaw_bench::core_name())
+               .add("flags", deltaw_bench::flags())
+               .add("floor_ms", times.floor_ms)
+               .add("ms", times.ms)
+               .add("ratio", times.ratio.median)
+               .add("ratio_low", times.ratio.low)
+               .add("ratio_high", times.ratio.high)
+               .add("pairs", long{times.pairs})
+               .add("extra_bytes", static_cast<long>(extra_bytes))
+               .add("floor_flops", floor_flops)
+               .add("flops", counts.flops)
+               .add("bytes", counts.bytes));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const deltaw_bench::Arguments arguments(argc, argv);
+  const bool second_program = std::string_view(argv[0]).ends_with("_eigen");
+  deltaw_bench::RowFile file(arguments.out + "/adapters.json", second_program ? "adapters_eigen" : "adapters");
+  if (second_program && !arguments.full) {
+    std::printf("products by Eigen are measured with --full only\n");
+    return 0;
+  }
+  deltaw_bench::print_machine();
+  std::printf("%-34s %9s %9s  %6s %-14s %4s %10s %9s\n", "method, tokens x in x out", "floor ms", "ms", "ratio", "95 %",
+              "n", "extra KiB", "GFLOP");
+  for (const Shape& shape : shapes) {
+    Layer layer(shape);
+    for (const Case& c : cases(shape, arguments.full))
+      if (arguments.wanted(c.label())) measure(c, layer, file);
+  }
+}
