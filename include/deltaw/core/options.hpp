@@ -10,6 +10,11 @@
 
 namespace deltaw {
 
+/// value finite and 0 or more.
+inline void check_not_negative(std::string_view where, std::string_view name, double value) {
+  if (!(value >= 0 && std::isfinite(value))) raise_mismatch<OptionError>(where, name, value, "finite and 0 or more");
+}
+
 /// 1 <= rank <= min(in, out) of the whole layer (unless `any_rank`), alpha finite and not 0, dropout in [0, 1).
 inline void check_low_rank_options(std::string_view where, const LinearShape& shape, index_t rank, double alpha,
                                    double dropout, bool any_rank) {

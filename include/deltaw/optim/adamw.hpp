@@ -16,11 +16,11 @@ struct AdamW {
   double weight_decay = 0.01;
 
   void check() const {
-    if (!(learning_rate >= 0)) raise_mismatch<OptionError>("AdamW", "learning_rate", learning_rate, "0 or more");
+    check_not_negative("AdamW", "learning_rate", learning_rate);
     if (!(beta1 >= 0 && beta1 < 1)) raise_mismatch<OptionError>("AdamW", "beta1", beta1, "at least 0 and below 1");
     if (!(beta2 >= 0 && beta2 < 1)) raise_mismatch<OptionError>("AdamW", "beta2", beta2, "at least 0 and below 1");
-    if (!(epsilon >= 0)) raise_mismatch<OptionError>("AdamW", "epsilon", epsilon, "0 or more");
-    if (!(weight_decay >= 0)) raise_mismatch<OptionError>("AdamW", "weight_decay", weight_decay, "0 or more");
+    check_not_negative("AdamW", "epsilon", epsilon);
+    check_not_negative("AdamW", "weight_decay", weight_decay);
   }
 
   template <class B, class Param>

@@ -13,8 +13,8 @@ namespace deltaw {
 /// What a step did.
 struct StepReport {
   bool skipped = false;
-  double gradient_norm = 0;  ///< over all trained parameters, after unscaling and before clipping; 0 if not computed
-  std::string non_finite;    ///< first parameter with a non-finite gradient, where the step was skipped
+  double gradient_norm = 0;     ///< over all trained parameters, after unscaling and before clipping; 0 if not computed
+  std::string non_finite = {};  ///< first parameter with a non-finite gradient, where the step was skipped
 };
 
 template <class R>
@@ -76,7 +76,12 @@ class Optimizer {
 
   Rule& rule() { return rule_; }
   const Rule& rule() const { return rule_; }
-  void set_learning_rate(double rate) { rule_.learning_rate = rate; }
+  void set_learning_rate(double rate) {
+    Rule changed = rule_;
+    changed.learning_rate = rate;
+    changed.check();
+    rule_ = changed;
+  }
   void set_loss_scale(double scale) {
     if (!(scale > 0 && std::isfinite(scale)))
       raise_mismatch<OptionError>("Optimizer.set_loss_scale", "scale", scale, "finite and above 0");
@@ -98,7 +103,7 @@ class Optimizer {
 };
 
 /// Dynamic loss scale for 16-bit gradients, by the rules of PyTorch's GradScaler (Micikevicius et al., 2018,
-/// arXiv 1710.03740): halve on a skipped step, double after `growth_interval` good ones.
+/// arXiv 1710.03740): halve on a skipped step, double after `growth_interval` good ones. It stays finite and above 0.
 struct LossScale {
   double value = 65536;
   double growth = 2, backoff = 0.5;
@@ -106,13 +111,10 @@ struct LossScale {
   long good_steps = 0;
 
   void update(const StepReport& report) {
-    if (report.skipped) {
-      value *= backoff;
-      good_steps = 0;
-    } else if (++good_steps == growth_interval) {
-      value *= growth;
-      good_steps = 0;
-    }
+    if (!report.skipped && ++good_steps < growth_interval) return;
+    const double changed = value * (report.skipped ? backoff : growth);
+    if (changed > 0 && std::isfinite(changed)) value = changed;
+    good_steps = 0;
   }
 };
 

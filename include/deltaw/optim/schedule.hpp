@@ -6,7 +6,7 @@
 #include <numbers>
 #include <string>
 
-#include "deltaw/core/error.hpp"
+#include "deltaw/core/options.hpp"
 
 namespace deltaw {
 
@@ -21,16 +21,19 @@ struct Schedule {
   double floor = 0;
 
   void check() const {
-    if (!(peak >= 0 && std::isfinite(peak))) raise_mismatch<OptionError>("Schedule", "peak", peak, "0 or more");
+    check_not_negative("Schedule", "peak", peak);
     if (warmup_steps < 0) raise_mismatch<OptionError>("Schedule", "warmup_steps", warmup_steps, "0 or more");
     if (decay != Decay::Constant && total_steps <= warmup_steps)
       raise_mismatch<OptionError>("Schedule", "total_steps", total_steps,
                                   "more than warmup_steps = " + std::to_string(warmup_steps));
+    if (!(floor >= 0 && floor <= peak))
+      raise_mismatch<OptionError>("Schedule", "floor", floor, "at least 0 and at most peak = " + number_text(peak));
   }
 
   /// The rate of step `step`; the first step of a warm-up of n is peak / n.
   double operator()(long step) const {
     check();
+    if (step < 0) raise_mismatch<OptionError>("Schedule", "step", step, "0 or more");
     if (step < warmup_steps) return peak * static_cast<double>(step + 1) / static_cast<double>(warmup_steps);
     if (decay == Decay::Constant) return peak;
     const double done = static_cast<double>(step - warmup_steps) / static_cast<double>(total_steps - warmup_steps);

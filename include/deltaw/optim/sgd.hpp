@@ -1,6 +1,8 @@
 #pragma once
 // SGD with momentum, by PyTorch's exact rules (Sutskever et al., 2013).
 
+#include <cmath>
+
 #include "deltaw/core/options.hpp"
 #include "deltaw/core/update.hpp"
 #include "deltaw/optim/optimizer.hpp"
@@ -18,9 +20,10 @@ struct Sgd {
   bool decoupled = false;
 
   void check() const {
-    if (!(learning_rate >= 0)) raise_mismatch<OptionError>("Sgd", "learning_rate", learning_rate, "0 or more");
-    if (!(momentum >= 0)) raise_mismatch<OptionError>("Sgd", "momentum", momentum, "0 or more");
-    if (!(weight_decay >= 0)) raise_mismatch<OptionError>("Sgd", "weight_decay", weight_decay, "0 or more");
+    check_not_negative("Sgd", "learning_rate", learning_rate);
+    check_not_negative("Sgd", "momentum", momentum);
+    if (!std::isfinite(dampening)) raise_mismatch<OptionError>("Sgd", "dampening", dampening, "finite");
+    check_not_negative("Sgd", "weight_decay", weight_decay);
     if (nesterov && !(momentum > 0 && dampening == 0))
       raise<OptionError>("Sgd", "nesterov: got momentum " + number_text(momentum) + " and dampening " +
                                     number_text(dampening) + ", want momentum above 0 and no dampening");
