@@ -26,18 +26,18 @@ inline constexpr std::string_view peft_config_file = "adapter_config.json";
 
 /// What PEFT wants to know of the base and we do not; an empty text is written as null.
 struct PeftInfo {
-  std::string base_model_name_or_path;
-  std::string revision;
-  std::string task_type;        ///< "CAUSAL_LM", "SEQ_CLS", ...
+  std::string base_model_name_or_path = {};
+  std::string revision = {};
+  std::string task_type = {};   ///< "CAUSAL_LM", "SEQ_CLS", ...
   bool fan_in_fan_out = false;  ///< PEFT's base holds W as in x out (GPT-2's Conv1D); A and B are the same either way
 };
 
 /// An adapter as its configuration file describes it, in the words of `AdaptRequest`.
 struct PeftConfig {
   std::string method = "lora";
-  std::vector<std::pair<std::string, std::string>> options;  ///< of the method: {"rank", "8"}, ...
-  Targets targets;
-  PeftInfo info;
+  std::vector<std::pair<std::string, std::string>> options = {};  ///< of the method: {"rank", "8"}, ...
+  Targets targets = {};
+  PeftInfo info = {};
 };
 
 namespace detail {
