@@ -188,7 +188,7 @@ class AdaptedLinear {
                                                          "', which cannot be merged, want one that can");
     e.adapter.for_each_parameter([&](const auto& p) {
       if (!std::isfinite(B::norm2(ctx, p.value.view())))
-        raise<NonFiniteError>("AdaptedLinear.merge", "parameter '" + p.name + "' of adapter '" + e.name +
+        raise<NonFiniteError>("AdaptedLinear.merge", "parameter '" + p.full_name() + "' of adapter '" + e.name +
                                                          "': got NaN or infinity, want finite");
       if (p.role == Role::Bias && base_.bias.empty())
         raise<UnsupportedError>("AdaptedLinear.merge",

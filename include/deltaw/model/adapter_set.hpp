@@ -119,11 +119,18 @@ class AdapterSet {
     for (auto& l : layers_) l->check_merge(ctx);
     for (auto& l : layers_) l->merge(ctx, mode);
   }
+  /// Unmerges every layer, or none if one is not merged.
   void unmerge(Context& ctx) {
+    for (std::size_t i = 0; i < layers_.size(); ++i)
+      if (!layers_[i]->merged())
+        raise<StaleError>("AdapterSet.unmerge", "layer " + quoted(names_[i]) + ": got one not merged, want all merged");
     for (auto& l : layers_) l->unmerge(ctx);
   }
-  /// On every layer that has the adapter of that name.
+  /// On every layer that has the adapter of that name, or on none if one is merged.
   void enable(std::string_view name, bool on) {
+    for (const Selected& s : selected(name))
+      if (layer(s.name).merged())
+        raise<StaleError>("AdapterSet.enable", "layer " + quoted(s.name) + ": got a merged one, want unmerge first");
     for (const Selected& s : selected(name)) layer(s.name).enable(name, on);
   }
 

@@ -25,10 +25,11 @@ class AnyAdapter {
   using Param = Parameter<P, Space>;
   static constexpr std::string_view method = "any";
 
-  /// Holds the Saved of whichever adapter it was last used with; made at first use and then reused.
+  /// Holds the Saved of whichever adapter it was last used with; made at first use and then reused. It moves only: a copy
+  /// would share what a call leaves for its backward.
   struct Saved {
     Call call;
-    std::shared_ptr<void> held;
+    std::unique_ptr<void, void (*)(void*)> held{nullptr, [](void*) {}};
     const void* type = nullptr;
   };
 
@@ -213,7 +214,7 @@ class AnyAdapter {
 
     static TypedSaved& typed(Saved& saved) {
       if (saved.type != type_id<A>()) {
-        saved.held = std::make_shared<TypedSaved>();
+        saved.held = {new TypedSaved, [](void* held) { delete static_cast<TypedSaved*>(held); }};
         saved.type = type_id<A>();
       }
       auto& held = *static_cast<TypedSaved*>(saved.held.get());

@@ -22,8 +22,8 @@ using OptionText = std::pair<std::string, std::string>;
 
 /// What a model decides for each layer, over the options given for all.
 struct LayerOptions {
-  std::optional<index_t> rank;
-  std::optional<double> alpha;
+  std::optional<index_t> rank = {};
+  std::optional<double> alpha = {};
   std::uint64_t layer = 0;  ///< tells the layer's random numbers from the others'
 };
 

@@ -54,7 +54,7 @@ class Optimizer {
       double norm2 = 0;
       for_each_trained([&](auto& p) {
         const double n = B::norm2(ctx, std::as_const(p.grad).view());
-        if (!std::isfinite(n) && report.non_finite.empty()) report.non_finite = qualified_name(p);
+        if (!std::isfinite(n) && report.non_finite.empty()) report.non_finite = p.full_name();
         norm2 += n;
       });
       report.gradient_norm = std::sqrt(norm2) * scale;
@@ -91,11 +91,6 @@ class Optimizer {
   void set_skipped(long count) { skipped_ = count; }
 
  private:
-  template <class Param>
-  static std::string qualified_name(const Param& p) {
-    return p.owner.empty() ? p.name : p.owner + "." + p.name;
-  }
-
   Rule rule_;
   OptimizerOptions options_;
   double loss_scale_ = 1;
