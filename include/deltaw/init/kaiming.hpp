@@ -14,6 +14,7 @@ template <class A, class Param>
 RandomKey parameter_key(std::uint64_t seed, const A& adapter, const Param& p) {
   std::uint64_t layer = 0;
   if constexpr (requires { adapter.options().layer; }) layer = adapter.options().layer;
+  if constexpr (requires { adapter.layer(); }) layer = adapter.layer();  // of a type-erased one
   return RandomKey{seed}.fold(layer).fold(name_hash(p.name));
 }
 

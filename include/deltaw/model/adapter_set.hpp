@@ -1,6 +1,7 @@
 #pragma once
 // The adapters of a whole model: named layers, targets by PEFT's rules, heads trained whole, parameter counts.
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -53,6 +54,10 @@ class AdapterSet {
   /// Trains something that is no linear layer (a norm, an embedding) in the user's memory; write its gradient into
   /// `.grad` of the parameter returned.
   Parameter<P, Space>& add_parameter(std::string name, MatrixView<P, Space> value) {
+    check_view("AdapterSet.add_parameter", "value of " + quoted(name), value, value.rows, value.cols);
+    const auto taken = [&](const auto& p) { return p->name == name; };
+    if (find(name) != nullptr || std::any_of(extra_.begin(), extra_.end(), taken))
+      raise_mismatch<NameError>("AdapterSet.add_parameter", "name", quoted(name), "one not taken yet");
     auto& p = *extra_.emplace_back(std::make_unique<Parameter<P, Space>>());
     p.name = std::move(name);
     p.value.bind(value);

@@ -2,6 +2,7 @@
 // Type erasure at the edge: how a model holds layers of different methods chosen by name at run time. AnyAdapter is itself
 // an Adapter, so what takes a typed adapter takes it unchanged, to the same bits.
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -95,6 +96,8 @@ class AnyAdapter {
   LinearShape shape() const { return self_->shape(); }
   bool reads_input_in_backward() const { return self_->reads_input_in_backward(); }
   std::string_view method_name() const { return self_->method_name(); }
+  /// What tells this layer's random numbers from those of others with the same seed; 0 for methods without.
+  std::uint64_t layer() const { return self_->layer(); }
   /// The typed adapter inside, or null if it is of another type.
   template <class A>
   A* get() {
@@ -140,6 +143,7 @@ class AnyAdapter {
     virtual LinearShape shape() const = 0;
     virtual bool reads_input_in_backward() const = 0;
     virtual std::string_view method_name() const = 0;
+    virtual std::uint64_t layer() const = 0;
   };
 
   // One row a member; an optional capability that the method lacks raises UnsupportedError, which names both.
@@ -208,6 +212,10 @@ class AnyAdapter {
     LinearShape shape() const override { return adapter.shape(); }
     bool reads_input_in_backward() const override { return adapter.reads_input_in_backward(); }
     std::string_view method_name() const override { return A::method; }
+    std::uint64_t layer() const override {
+      if constexpr (requires { adapter.options().layer; }) return adapter.options().layer;
+      return 0;
+    }
 
    private:
     using TypedSaved = typename A::Saved;
