@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 #include "deltaw/adapters/full_delta.hpp"
+#include "deltaw/init/kaiming.hpp"
 #include "deltaw/model/adapted_linear.hpp"
 #include "deltaw/model/any_adapter.hpp"
 #include "gain.hpp"
@@ -80,6 +81,19 @@ TEST_CASE("AnyAdapter: erased steps equal typed ones to the bit") {
   const auto gain = randomized(Gain<float, Cpu>(shape), 3);
   CHECK(bits_of_a_step(gain, LinearProblem<float>(), true) ==
         bits_of_a_step(Any<Gain<float, Cpu>>(gain), LinearProblem<float>(), true));
+}
+
+TEST_CASE("AnyAdapter: an initializer gives it the numbers that it gives the typed adapter") {
+  LinearProblem<double> p;
+  const auto dense = p.dense();
+  Lora lora(shape, {.rank = 2, .layer = 12});
+  AnyDouble any(lora), other(Lora(shape, {.rank = 2, .layer = 13}));
+  const dw::init::Kaiming kaiming{.seed = 5};
+  kaiming(p.ctx, lora, dense), kaiming(p.ctx, any, dense), kaiming(p.ctx, other, dense);
+  CHECK(parameter_bits(any) == parameter_bits(lora));
+  CHECK(parameter_bits(any) != parameter_bits(other));
+  CHECK(any.layer() == 12);
+  CHECK(AnyDouble(Gain<double, Cpu>(shape)).layer() == 0);
 }
 
 TEST_CASE("AnyAdapter: it is itself an adapter, and never wraps itself") {
