@@ -122,10 +122,13 @@ void check_against_peft(const std::string& name, double tolerance) {
   CHECK(error_of(model.forward(x).view().data, want("y")) <= tolerance);
 }
 
-/// Whether that Python has the real PEFT, and its `--check` of a checkpoint that we wrote accepts it.
-int check_with_peft(const std::string& python, const std::filesystem::path& dir) {
+/// Asks the real PEFT whether it reads the checkpoint in `dir` and computes what its reference.safetensors has, where
+/// DELTAW_PEFT_PYTHON names a Python that has torch and peft; these are too large to be a need of the tests.
+void check_with_peft(const std::filesystem::path& dir) {
+  const char* python = std::getenv("DELTAW_PEFT_PYTHON");
+  if (python == nullptr) return;
   const std::string script = std::string(DELTAW_SOURCE_DIR) + "/tests/golden/peft_lora.py";
-  return std::system(("'" + python + "' '" + script + "' --check '" + dir.string() + "'").c_str());
+  CHECK(std::system(("'" + std::string(python) + "' '" + script + "' --check '" + dir.string() + "'").c_str()) == 0);
 }
 
 }  // namespace
@@ -152,10 +155,46 @@ TEST_CASE("a golden checkpoint that we read and write keeps its tensors", "[io][
     CHECK(ours.tensors() == theirs.tensors());
     for (const auto& tensor : theirs.tensors()) CHECK(ours.read<double>(tensor) == theirs.read<double>(tensor));
 
-    // DELTAW_PEFT_PYTHON names a Python that has torch and peft, too large to be a need of the tests.
-    if (const char* python = std::getenv("DELTAW_PEFT_PYTHON")) {
-      std::filesystem::copy(golden(name) / "reference.safetensors", scratch / "ours");
-      CHECK(check_with_peft(python, scratch / "ours") == 0);
-    }
+    std::filesystem::copy(golden(name) / "reference.safetensors", scratch / "ours");
+    check_with_peft(scratch / "ours");
   }
+}
+
+TEST_CASE("ranks and targets that PEFT must be told in other words come out the same there", "[io][peft][golden]") {
+  const deltaw_tests::Scratch scratch;
+  const auto reference = io::SafetensorsReader::open(golden("lora") / "reference.safetensors");
+  Mlp<double> model(reference), again(reference);
+  // Sorted, as files are, ".*proj" would come first; and neither "layers" nor "all-linear" mean the same in PEFT.
+  model.set.adapt(model.ctx, {.options = {{"rank", "3"}, {"alpha", "5"}, {"rslora", "true"}, {"bias", "true"}},
+                              .targets = {.all_linear = true,
+                                          .modules_to_save = {"blocks.0.proj"},
+                                          .rank_pattern = {{"1.proj", 1}, {".*proj|head", 2}},
+                                          .alpha_pattern = {{"head", 2.5}}},
+                              .heads = {}});
+  double angle = 0;
+  model.set.for_each_parameter([&](auto& p) {
+    for (index_t i = 0; i < p.value.size(); ++i) p.value.view().data[i] = std::sin(angle += 1);
+    p.changed();
+  });
+  io::save_peft(model.set, "default", scratch / "ours");
+  io::load_peft(again.ctx, again.set, "default", scratch / "ours");
+  const auto x = reference.read<double>(reference.at("x")), dy = reference.read<double>(reference.at("dy"));
+  const auto values = [](deltaw::Tensor<double>& t) {
+    return std::vector<double>(t.view().data, t.view().data + t.size());
+  };
+  const auto y = values(model.forward(x));
+  auto gradient = model.backward(dy);
+  const auto dx = values(gradient);
+  CHECK(values(again.forward(x)) == y);
+  CHECK(again.set.layer("blocks.1.proj").adapter("default").scale() == 5);
+  CHECK(again.set.layer("head").adapter("default").scale() == 2.5 / std::sqrt(2.0));
+
+  io::SafetensorsWriter writer;
+  for (const auto& tensor : reference.tensors())
+    if (tensor.name.starts_with("base.") || tensor.name == "x" || tensor.name == "dy")
+      writer.add(tensor.name, tensor.dtype, tensor.shape, reference.bytes(tensor));
+  writer.add("y", io::make_shape(7, 3), y);
+  writer.add("dx", io::make_shape(7, 6), dx);
+  writer.write(scratch / "ours/reference.safetensors");
+  check_with_peft(scratch / "ours");
 }

@@ -494,6 +494,32 @@ TEST_CASE("a configuration that cannot be honoured is refused", "[io][peft]") {
   }
 }
 
+TEST_CASE("whatever stands in a configuration, it is read or refused by name", "[io][peft]") {
+  const Scratch scratch;
+  valid(scratch);
+  const std::string good = io::read_text(scratch / "valid/adapter_config.json", any_size);
+  for (std::size_t length = 0; length < good.size(); ++length)
+    CHECK_THROWS_AS(io::parse_peft_config("config", good.substr(0, length)), FormatError);
+  std::uint64_t state = 1;
+  const auto draw = [&](std::size_t below) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<std::size_t>(state >> 33) % below;
+  };
+  const std::vector<std::string> pieces{"null", "true", "-1",      "1e999", "[]", "{}",
+                                        "\"\"", "[[",   "\\u0000", "\xff",  "8",  ","};
+  int read = 0;
+  for (int i = 0; i < 3000; ++i) {
+    std::string text = good;
+    for (std::size_t edits = 1 + draw(3); edits > 0; --edits)
+      text.replace(draw(text.size()), draw(6), pieces[draw(pieces.size())]);
+    try {
+      io::parse_peft_config("config", text);
+      ++read;
+    } catch (const deltaw::Error&) {}
+  }
+  CHECK((read > 0 && read < 3000));
+}
+
 TEST_CASE("tensors that do not fit are refused, with nothing changed", "[io][peft]") {
   const Scratch scratch;
   const Checkpoint good = valid(scratch);

@@ -433,6 +433,40 @@ TEST_CASE("a state file that is not right is refused, with nothing changed", "[i
   }
 }
 
+TEST_CASE("whatever stands in a state's text, it is read or refused by name", "[io][state]") {
+  const Saved saved;
+  std::string text;
+  std::vector<std::pair<io::TensorInfo, std::vector<float>>> tensors;
+  {
+    const auto reader = io::SafetensorsReader::open(saved.path);
+    text = reader.metadata().at("deltaw_state");
+    for (const auto& info : reader.tensors()) tensors.emplace_back(info, reader.read<float>(info));
+  }
+  SmallModel<float> model;
+  model.set.adapt(model.ctx, adapters());
+  const auto try_load = [&](const std::string& changed) {
+    io::SafetensorsWriter writer;
+    writer.set_metadata("deltaw_state", changed);
+    for (const auto& [info, values] : tensors) writer.add(info.name, info.shape, values);
+    writer.write(saved.path);
+    io::load_state(saved.path, model.set);
+  };
+  for (std::size_t length = 0; length < text.size(); length += 23)
+    CHECK_THROWS_AS(try_load(text.substr(0, length)), FormatError);
+  const std::vector<std::string> pieces{"null", "true", "-1", "1e999", "[]", "{}", "\"\"", "8", ","};
+  int read = 0, refused = 0;
+  for (std::size_t at = 0; at < text.size(); at += 11) {
+    std::string changed = text;
+    changed.replace(at, 1 + at % 4, pieces[at % pieces.size()]);
+    try {
+      try_load(changed);
+      ++read;
+    } catch (const deltaw::Error&) { ++refused; }
+  }
+  CHECK(read > 0);
+  CHECK(refused > 0);
+}
+
 TEST_CASE("what cannot be saved leaves the older state", "[io][state]") {
   Saved saved;
   const auto before = io::read_text(saved.path, any_size);
