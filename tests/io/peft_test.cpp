@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "catch.hpp"
+#include "deltaw/io/state.hpp"
 #include "scratch.hpp"
 #include "small_model.hpp"
 
@@ -220,6 +221,41 @@ TEST_CASE("a checkpoint loads into an adapter that is there, and training goes o
   for (int step = 0; step < 3; ++step) train(first), train(second);
   CHECK(snapshot(first.set) == snapshot(second.set));
   CHECK(snapshot(first.set) != saved);
+}
+
+TEST_CASE("over weights of 16 bits, checkpoints hold the parameters in full", "[io][peft][state]") {
+  using deltaw::bf16;
+  const Scratch scratch;
+  struct HalfModel {
+    std::vector<bf16> query = std::vector<bf16>(30, bf16(0.5f)), head = std::vector<bf16>(15, bf16(0.25f));
+    deltaw::Cpu::Context ctx;
+    deltaw::AdapterSet<float, deltaw::Cpu, bf16> set;
+    HalfModel() {
+      set.add_layer("query", deltaw::dense(query.data(), nullptr, {.in_features = 6, .out_features = 5}));
+      set.add_layer("head", deltaw::dense(head.data(), nullptr, {.in_features = 5, .out_features = 3}));
+    }
+  } first, second, third;
+  AdaptRequest r = request({"query"});
+  r.targets.modules_to_save = {"head"};
+  first.set.adapt(first.ctx, r);
+  float angle = 0;
+  first.set.for_each_parameter([&](auto& p) {
+    for (deltaw::index_t i = 0; i < p.value.size(); ++i) p.value.view().data[i] = std::sin(angle += 1);
+    p.changed();
+  });
+  io::save_peft(first.set, "default", scratch / "adapter");
+  io::load_peft(second.ctx, second.set, "default", scratch / "adapter");
+  CHECK(snapshot(second.set) == snapshot(first.set));
+  io::save_state(scratch / "state", first.set, {});
+  third.set.adapt(third.ctx, r);
+  io::load_state(scratch / "state", third.set);
+  CHECK(snapshot(third.set) == snapshot(first.set));
+  for (HalfModel* m : {&first, &second, &third}) m->set.prepare(m->ctx);
+  for (std::size_t i = 0; i < 15; ++i) {
+    CHECK(second.head[i].bits == first.head[i].bits);
+    CHECK(third.head[i].bits == first.head[i].bits);
+  }
+  CHECK(first.head[0].bits != bf16(0.25f).bits);
 }
 
 TEST_CASE("the scale of a run is not saved, alpha is", "[io][peft]") {

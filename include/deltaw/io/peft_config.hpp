@@ -100,10 +100,14 @@ inline std::string shown(const OrderedJson& value) {
   return text.size() > limit ? text.substr(0, limit) + "..." : text;
 }
 
+inline bool is_empty_text(const OrderedJson& value) {
+  return value.is_string() && value.get_ref<const std::string&>().empty();
+}
+
 /// Null, false, or empty, also inside: a field that asks for nothing.
 inline bool asks_nothing(const OrderedJson& value) {
   if (value.is_structured()) return std::all_of(value.begin(), value.end(), asks_nothing);
-  return value.is_null() || value == false || value == "";
+  return value.is_null() || value == false || is_empty_text(value);
 }
 
 /// Takes the file apart, field by field, and refuses what is left unless it asks for nothing.
@@ -207,7 +211,7 @@ class PeftConfigReader {
   }
   std::vector<std::string> texts(std::string_view key, bool single = false) {
     return list(key, single, [&](const OrderedJson& item) {
-      if (!item.is_string() || item == "") mismatch(key, item, "names that are not empty");
+      if (!item.is_string() || is_empty_text(item)) mismatch(key, item, "names that are not empty");
       return item.get<std::string>();
     });
   }
