@@ -83,8 +83,8 @@ Checkpoint valid(const Scratch& scratch) {
   return Checkpoint::of(scratch / "valid");
 }
 
-/// What `load_peft` says of a checkpoint, into a set that has no adapter yet and into one that has just that one; both must
-/// stay what they were.
+/// What `load_peft` says of a checkpoint, into a set that has no adapter yet and into one that has just that one; both
+/// must stay what they were.
 template <class E>
 std::string refusal(const Scratch& scratch, const Checkpoint& checkpoint) {
   checkpoint.write(scratch / "changed");
@@ -703,6 +703,10 @@ TEST_CASE("what cannot be saved leaves the older checkpoint", "[io][peft]") {
     std::vector<float> gain(2);
     model.set.add_parameter("gain", deltaw::vector_view(gain.data(), 2));
     CHECK_THAT(error_text<UnsupportedError>(save), ContainsSubstring("got 'gain', want the name of a module, a dot"));
+    Model other(true);
+    other.set.add_parameter("gain", deltaw::vector_view(gain.data(), 2));
+    io::load_peft(other.ctx, other.set, "default", scratch / "valid");  // it has no place there, so it is no matter
+    CHECK(other.set.has("default"));
   }
   SECTION("a method that PEFT has not") {
     model.set.adapt(model.ctx, {.name = "whole", .method = "full", .targets = {.names = {"blocks.0.value"}}});

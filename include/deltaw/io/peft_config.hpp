@@ -282,8 +282,8 @@ class PeftConfigReader {
 }  // namespace detail
 
 /// Takes the text of an adapter_config.json apart; `file` stands in messages. Throws FormatError for malformed JSON and
-/// for fields of a wrong type or value, UnsupportedError for a peft_type, and for any field, known or not, that asks for
-/// something which we do not have: ignoring it would compute something else.
+/// for fields of a wrong type or value, UnsupportedError for a peft_type, and for any field, known or not, that asks
+/// for something which we do not have: ignoring it would compute something else.
 inline PeftConfig parse_peft_config(std::string_view file, std::string_view text) {
   parse_json(file, text);  // for its checks; the order of a pattern's keys counts, and only the other type keeps it
   return detail::PeftConfigReader(file, nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false))
@@ -343,8 +343,8 @@ nlohmann::json list_or_null(const List& list) {
 
 }  // namespace detail
 
-/// The text of the adapter_config.json that describes `config`: two spaces of indent, sorted keys, and no field that came
-/// late to PEFT unless it is needed, since old versions refuse fields that they do not know.
+/// The text of the adapter_config.json that describes `config`: two spaces of indent, sorted keys, and no field that
+/// came late to PEFT unless it is needed, since old versions refuse fields that they do not know.
 inline std::string peft_config_text(const PeftConfig& config) {
   const detail::PeftMethod& method = detail::peft_method("peft_config_text", config.method);
   const Targets& targets = config.targets;

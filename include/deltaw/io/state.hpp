@@ -54,8 +54,8 @@ struct ScalarOf<Parameters> {
 inline constexpr std::string_view state_key = "deltaw_state";  // of the metadata
 inline constexpr std::uint64_t state_format = 1;
 
-/// f(key, parameter) for each. A key is "LAYER.NAME"; where several adapters of one layer have a parameter of that name,
-/// the second and later ones get "@2", "@3".
+/// f(key, parameter) for each. A key is "LAYER.NAME"; where several adapters of one layer have a parameter of that
+/// name, the second and later ones get "@2", "@3".
 template <class Parameters, class F>
 void for_each_keyed(Parameters& parameters, F f) {
   std::map<std::string, int> seen;
@@ -196,8 +196,8 @@ inline TrainingState read_state_fields(const StateFields& fields) {
   return state;
 }
 
-/// Throws unless the set has the adapters of the file, in their order and with the scales they had. Other options, such as
-/// a dropout, may have been changed on purpose: that is a warning.
+/// Throws unless the set has the adapters of the file, in their order and with the scales they had. Other options, such
+/// as a dropout, may have been changed on purpose: that is a warning.
 template <class Parameters>
 void check_adapters(const StateFields& fields, const Parameters& parameters, std::vector<std::string>& warnings) {
   const nlohmann::json here = describe_adapters(parameters);
@@ -264,9 +264,9 @@ void read_parameter(const SafetensorsReader& reader, const std::string& key, con
 
 }  // namespace detail
 
-/// Writes all parameters (those that are not trained too), their slots and steps, and `state` into one file, replacing an
-/// older one at once or not at all. Save between steps: gradients are not part of it.
-/// Throws, before anything is written: NonFiniteError for a value or slot, StaleError for a merged layer, FileError.
+/// Writes all parameters (those that are not trained too), their slots and steps, and `state` into one file, replacing
+/// an older one at once or not at all. Save between steps: gradients are not part of it. Throws, before anything is
+/// written: NonFiniteError for a value or slot, StaleError for a merged layer, FileError.
 template <HasParameters Parameters>
 void save_state(const std::filesystem::path& path, const Parameters& parameters, const TrainingState& state) {
   detail::check_unmerged("save_state", parameters);
@@ -283,13 +283,13 @@ void save_state(const std::filesystem::path& path, const Parameters& parameters,
   writer.write(path);
 }
 
-/// Reads what `save_state` wrote into parameters of the same names, shapes and types. Slots are made as the file has them;
-/// one whose shape is not its parameter's must be there already. `warnings`, if given, gets a sentence for each difference
-/// between the saved environment or options and those `here`: the run goes on, but not to the same bits.
+/// Reads what `save_state` wrote into parameters of the same names, shapes and types. Slots are made as the file has
+/// them; one whose shape is not its parameter's must be there already. `warnings`, if given, gets a sentence for each
+/// difference between the saved environment or options and those `here`: the run goes on, but not to the same bits.
 ///
-/// Throws FileError, FormatError (malformed, written by a newer library, another type), NameError (a parameter missing or
-/// unexpected, other adapters), ShapeError, OptionError (an adapter's scale), NonFiniteError, StaleError (a merged layer);
-/// nothing has changed then.
+/// Throws FileError, FormatError (malformed, written by a newer library, another type), NameError (a parameter missing
+/// or unexpected, other adapters), ShapeError, OptionError (an adapter's scale), NonFiniteError, StaleError (a merged
+/// layer); nothing has changed then.
 template <HasParameters Parameters>
 TrainingState load_state(const std::filesystem::path& path, Parameters& parameters,
                          std::vector<std::string>* warnings = nullptr,
