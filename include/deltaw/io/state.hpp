@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -241,7 +242,7 @@ struct LoadedParameter {
 /// Reads what belongs to the parameter `key`, and crosses the tensors off the list of those that nobody has taken.
 template <class Param, class P>
 void read_parameter(const SafetensorsReader& reader, const std::string& key, const Param& p,
-                    std::map<std::string, const TensorInfo*>& untaken, LoadedParameter<P>& loaded) {
+                    std::set<std::string>& untaken, LoadedParameter<P>& loaded) {
   const auto read = [&](const std::string& name, index_t rows, index_t cols) {
     const TensorInfo& info = reader.at(name, make_shape(rows, cols));
     if (info.dtype != dtype_of<P>())
@@ -252,13 +253,13 @@ void read_parameter(const SafetensorsReader& reader, const std::string& key, con
   loaded.value = read(key, p.value.rows(), p.value.cols());
   untaken.erase(key);
   const std::string prefix = key + "#";
-  for (auto next = untaken.lower_bound(prefix); next != untaken.end() && next->first.starts_with(prefix);
+  for (auto next = untaken.lower_bound(prefix); next != untaken.end() && next->starts_with(prefix);
        next = untaken.erase(next)) {
-    const std::string slot_name = next->first.substr(prefix.size());
+    const std::string slot_name = next->substr(prefix.size());
     index_t rows = p.value.rows(), cols = p.value.cols();
     for (const auto& slot : p.slots)
       if (slot.name == slot_name) rows = slot.value.rows(), cols = slot.value.cols();
-    loaded.slots.emplace_back(slot_name, read(next->first, rows, cols));
+    loaded.slots.emplace_back(slot_name, read(*next, rows, cols));
   }
 }
 
@@ -308,8 +309,8 @@ TrainingState load_state(const std::filesystem::path& path, Parameters& paramete
   detail::check_adapters(fields, parameters, notes);
 
   const detail::StateFields steps = fields.object("parameter_steps");
-  std::map<std::string, const TensorInfo*> untaken;
-  for (const TensorInfo& info : reader.tensors()) untaken.emplace(info.name, &info);
+  std::set<std::string> untaken;
+  for (const TensorInfo& info : reader.tensors()) untaken.insert(info.name);
   std::map<std::string, detail::LoadedParameter<P>> loaded;
   detail::for_each_keyed(std::as_const(parameters), [&](const std::string& key, const auto& p) {
     auto& entry = loaded[key];
@@ -317,7 +318,7 @@ TrainingState load_state(const std::filesystem::path& path, Parameters& paramete
     entry.step = steps.count(key);
   });
   if (!untaken.empty())
-    raise_mismatch<NameError>(reader.file(), detail::tensor_label(untaken.begin()->first),
+    raise_mismatch<NameError>(reader.file(), detail::tensor_label(*untaken.begin()),
                               "it and " + std::to_string(untaken.size() - 1) + " more that nothing here takes",
                               "only the parameters of this set and their slots");
 
