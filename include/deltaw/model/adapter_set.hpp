@@ -76,7 +76,7 @@ class AdapterSet {
       raise_mismatch<NameError>("AdapterSet.adapt", "name", quoted(request.name), "one not taken yet");
     const auto method = find_method<P, B, Act>(request.method);
     const LayerOptions defaults = method.defaults(request.options);
-    const auto selected =
+    auto selected =
         select(request.targets, defaults.rank.value_or(1), defaults.alpha.value_or(1), names_, request.heads);
     std::vector<AnyAdapter<P, B, Act>> made;
     for (const Selected& s : selected) {
