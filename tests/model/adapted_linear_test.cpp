@@ -144,6 +144,24 @@ TEST_CASE("AdaptedLinear: gradients of all parameters and of the input equal cen
   CHECK(a.intact());
 }
 
+TEST_CASE("AdaptedLinear: the caller's Call reaches every adapter") {
+  Adapted a;
+  a.saved.call = {.training = true, .step = 4, .micro_batch = 1, .first_row = 6};
+  a.forward();
+  LinearProblem<double> b;
+  const auto dense = b.dense();
+  dense.forward(b.ctx, b.x.view(), b.y.view());
+  for (const char* name : {"first", "second"}) {
+    Lora::Saved saved;
+    saved.call = a.saved.call;
+    a.lora(name)->forward(b.ctx, dense, b.x.view(), b.y.view(), saved);
+  }
+  CHECK(a.y.bits() == b.y.bits());
+  a.saved.call.training = false;
+  a.forward();
+  CHECK(a.y.bits() != b.y.bits());
+}
+
 TEST_CASE("AdaptedLinear: a disabled adapter gets no gradient, and an empty dx is left out") {
   Adapted a;
   a.layer.enable("second", false);

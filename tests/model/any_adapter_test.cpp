@@ -209,12 +209,15 @@ TEST_CASE("AnyAdapter: one Saved serves other types, one after the other, and is
   const auto dense = p.dense();
   AnyDouble lora(randomized(Lora(shape, {.rank = 2}), 4)), gain(randomized(Gain<double, Cpu>(shape), 5));
   AnyDouble::Saved mixed, fresh;
+  const void* of_lora = nullptr;
   for (int round = 0; round < 3; ++round) {
     AnyDouble& any = round == 1 ? gain : lora;
     LinearProblem<double> a, b;
     any.forward(p.ctx, dense, a.x.view(), a.y.view(), mixed);
     any.backward(p.ctx, dense, a.x.view(), a.dy.view(), a.dx.view(), mixed);
     fresh = {};
+    if (round == 0) of_lora = mixed.type;
+    CHECK((mixed.type == of_lora) == (round != 1));  // so it holds what this adapter keeps, not what the last one did
     any.forward(p.ctx, dense, b.x.view(), b.y.view(), fresh);
     any.backward(p.ctx, dense, b.x.view(), b.dy.view(), b.dx.view(), fresh);
     CHECK(a.y.bits() == b.y.bits());

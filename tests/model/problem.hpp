@@ -45,16 +45,11 @@ A randomized(A adapter, std::uint32_t seed) {
   return adapter;
 }
 
-/// The bytes of every value and gradient, in order.
+/// The bits of every value and gradient, in order.
 template <class A>
 std::string parameter_bits(const A& adapter) {
   std::string bits;
-  adapter.for_each_parameter([&](const auto& p) {
-    for (const auto& tensor : {p.value.view(), p.grad.view()})
-      for (index_t i = 0; i < tensor.rows; ++i)
-        bits.append(reinterpret_cast<const char*>(tensor.row_range(i, 1).data),
-                    static_cast<std::size_t>(tensor.cols) * sizeof(*tensor.data));
-  });
+  adapter.for_each_parameter([&](const auto& p) { bits += bits_of(p.value.view()) + bits_of(p.grad.view()); });
   return bits;
 }
 
