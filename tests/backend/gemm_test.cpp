@@ -201,6 +201,21 @@ TEST_CASE("gemm refuses operands that do not fit together, by name") {
   CHECK(memory == std::vector<float>(400, 1));
 }
 
+TEST_CASE("a size beyond the integers of a BLAS is refused, not cut") {
+  Cpu::Context ctx;
+  std::vector<float> a(8, 1), c(4);
+  const index_t huge = index_t{1} << 33;  // legal for a single row, which it does not concern
+  const dw::MatrixView<float> left{a.data(), 1, 2, huge}, right{a.data() + 2, 2, 2};
+  const auto product = [&] { Cpu::gemm(ctx, 1, left, right, 0, dw::MatrixView<float>{c.data(), 1, 2}); };
+#if DELTAW_CBLAS
+  CHECK(message_of<dw::ShapeError>(product) == "gemm: size for BLAS: got 8589934592, want at most 2147483647");
+  CHECK(c[0] == 0);
+#else
+  product();
+  CHECK(c[0] == 2);
+#endif
+}
+
 TEST_CASE("gemm refuses an output that shares memory with an operand") {
   Cpu::Context ctx;
   std::vector<float> memory(400, 1);

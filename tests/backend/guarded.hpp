@@ -35,11 +35,15 @@ class Numbers {
 template <class T>
 std::string bits_of(dw::MatrixView<T> v) {
   constexpr const char* digits = "0123456789abcdef";
-  std::string text;
+  const auto row_bytes = static_cast<std::size_t>(v.cols) * sizeof(T);
+  std::string text(2 * row_bytes * static_cast<std::size_t>(v.rows), '0');
+  char* out = text.data();
   for (index_t i = 0; i < v.rows; ++i) {
     const auto* bytes = reinterpret_cast<const unsigned char*>(v.row_range(i, 1).data);
-    for (std::size_t k = 0; k < static_cast<std::size_t>(v.cols) * sizeof(T); ++k)
-      text.append({digits[bytes[k] / 16], digits[bytes[k] % 16]});
+    for (std::size_t k = 0; k < row_bytes; ++k) {
+      *out++ = digits[bytes[k] / 16];
+      *out++ = digits[bytes[k] % 16];
+    }
   }
   return text;
 }

@@ -167,6 +167,9 @@ struct Cpu {
   template <class T>
   static void adamw(Context&, const AdamWUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
                     MatrixView<T, Host> m, MatrixView<T, Host> v) {
+    check_view("adamw", "gradient", gradient, value.rows, value.cols);
+    check_view("adamw", "m", m, value.rows, value.cols);
+    check_view("adamw", "v", v, value.rows, value.cols);
     cpu_detail::adamw(u, value, gradient, m, v);
   }
 
@@ -175,6 +178,8 @@ struct Cpu {
   template <class T>
   static void sgd(Context&, const SgdUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
                   MatrixView<T, Host> momentum) {
+    check_view("sgd", "gradient", gradient, value.rows, value.cols);
+    if (!momentum.empty()) check_view("sgd", "momentum", momentum, value.rows, value.cols);
     cpu_detail::sgd(u, value, gradient, momentum);
   }
 

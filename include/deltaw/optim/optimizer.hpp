@@ -48,6 +48,7 @@ class Optimizer {
       first.for_each_parameter(trained);
       (rest.for_each_parameter(trained), ...);
     };
+    for_each_trained([](const auto& p) { check_gradient(p); });
     StepReport report;
     double scale = 1 / loss_scale_;
     if (options_.skip_non_finite || options_.max_gradient_norm > 0) {
@@ -91,6 +92,16 @@ class Optimizer {
   void set_skipped(long count) { skipped_ = count; }
 
  private:
+  template <class Param>
+  static void check_gradient(const Param& p) {
+    const auto shape = [](const auto& tensor) {
+      return std::to_string(tensor.rows()) + " x " + std::to_string(tensor.cols());
+    };
+    if (p.grad.rows() != p.value.rows() || p.grad.cols() != p.value.cols())
+      raise_mismatch<ShapeError>("Optimizer.step", "gradient of '" + p.full_name() + "'", shape(p.grad),
+                                 shape(p.value));
+  }
+
   Rule rule_;
   OptimizerOptions options_;
   double loss_scale_ = 1;
