@@ -112,17 +112,21 @@ template <class A, class B, class C>
 int count_address_dependent() {
   Cpu::Context ctx;
   int count = 0;
-  for (const index_t rows : {1, 2, 5, 16, 33, 130})
-    for (const index_t inner : {1, 3, 8, 17, 64, 257})
-      for (const index_t cols : {1, 2, 7, 16, 65})
-        for (const bool transpose_a : {false, true})
-          for (const bool transpose_b : {false, true}) {
-            const Product p{rows, inner, cols, transpose_a, transpose_b, 0.75, 1};
-            const std::string expected = bits_at<A, B, C>(ctx, p, 0);
-            bool same = true;
-            for (index_t offset = 1; offset < 16; ++offset) same = same && bits_at<A, B, C>(ctx, p, offset) == expected;
-            count += same ? 0 : 1;
-          }
+  const auto check = [&](index_t rows, index_t inner, index_t cols) {
+    for (int transposes = 0; transposes < 4; ++transposes) {
+      const Product p{rows, inner, cols, (transposes & 1) != 0, (transposes & 2) != 0, 0.75, 1};
+      const std::string expected = bits_at<A, B, C>(ctx, p, 0);
+      bool same = true;
+      for (index_t offset = 1; offset < 16; ++offset) same = same && bits_at<A, B, C>(ctx, p, offset) == expected;
+      count += same ? 0 : 1;
+    }
+  };
+  for (const index_t rows : {1, 2, 7, 33})
+    for (const index_t inner : {1, 3, 17, 65})
+      for (const index_t cols : {1, 2, 8, 35}) check(rows, inner, cols);
+  check(130, 257, 65);
+  check(1, 257, 130);
+  check(257, 130, 1);
   return count;
 }
 
