@@ -337,6 +337,31 @@ TEST_CASE("AdaptedLinear: one Saved serves adapters of other types and ranks, on
   CHECK(a.intact());
 }
 
+TEST_CASE("AdaptedLinear: an adapter enabled between forward and backward finds nothing of an earlier forward") {
+  Adapted a;
+  a.forward();
+  a.layer.enable("first", false);
+  a.forward();
+  a.layer.enable("first", true);
+  CHECK(message_of<dw::ShapeError>([&] { a.layer.backward(a.ctx, a.x.view(), a.dy.view(), a.dx.view(), a.saved); }) ==
+        "Lora.backward: dy.rows (tokens of the forward): got 5, want 0");
+}
+
+TEST_CASE("AdaptedLinear: a merge takes the trained values of a 16-bit weight, though prepare was not called") {
+  LinearProblem<bf16> p;
+  dw::AdaptedLinear<float, Cpu, bf16> layer(p.dense());
+  layer.add(p.ctx, "full", dw::FullDelta<float, Cpu, bf16>(shape, {}));
+  layer.adapter("full").for_each_parameter([](auto& parameter) {
+    parameter.value.view()(0, 0) = 42.1f;
+    parameter.changed();
+  });
+  layer.merge(p.ctx, MergeMode::KeepCopy);
+  CHECK(p.w.at(0, 0) == 42);
+  layer.unmerge(p.ctx);
+  CHECK(p.w.at(0, 0) == 42);
+  CHECK(p.bias.at(0, 0) == 42);
+}
+
 TEST_CASE("AdaptedLinear: full fine-tuning trains the user's weight where it lies, beside a LoRA") {
   LinearProblem<double> p;
   Layer layer(p.dense());

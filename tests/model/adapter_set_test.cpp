@@ -141,6 +141,11 @@ TEST_CASE("AdapterSet: another initializer, and parameters that know their layer
   dw::Optimizer<dw::AdamW> optimizer;
   m.set.layer("blocks.1.query").adapter("default").pair()->up->grad.view()(0, 0) = std::nan("");
   CHECK(optimizer.step(m.ctx, m.set).non_finite == "blocks.1.query.lora_B.weight");
+
+  auto& layer = m.set.layer("blocks.1.query");
+  layer.swap(m.ctx, "default", dw::Lora<double, Cpu>(layer.shape(), {.rank = 3}));
+  layer.adapter("default").pair()->down->grad.view()(0, 0) = std::nan("");
+  CHECK(optimizer.step(m.ctx, m.set).non_finite == "blocks.1.query.lora_A.weight");
 }
 
 TEST_CASE("AdapterSet: modules to save are trained whole, in the user's memory") {

@@ -13,8 +13,11 @@ namespace deltaw {
 
 /// How `unmerge` will give the weight back.
 enum class MergeMode {
-  KeepCopy,  ///< restores the very bits; costs a copy of W while merged
-  Subtract,  ///< W - dW: costs nothing, but W comes back only up to rounding (one unit in the last place in float; in 16 bits use KeepCopy)
+  /// Restores the very bits; costs a copy of W while merged.
+  KeepCopy,
+  /// W - dW: costs nothing, but W comes back only up to rounding (one unit in the last place in float; in 16 bits use
+  /// KeepCopy).
+  Subtract,
 };
 
 /// Y = X W^T + b, then each enabled adapter in the order added. W and b stay the user's memory, of type Act.
@@ -48,12 +51,15 @@ class AdaptedLinear {
                                 "one not taken yet");
     check_fit("AdaptedLinear.add", adapter, name);
   }
-  /// Replaces an adapter in place, keeping its name and order.
+  /// Replaces an adapter in place, keeping its name, its order and what it is called in messages.
   void swap(Context& ctx, std::string_view name, Adapter adapter) {
     check_unmerged("AdaptedLinear.swap");
     Entry& e = entry("AdaptedLinear.swap", name);
     check_fit("AdaptedLinear.swap", adapter, name);
     if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
+    std::string owner;
+    e.adapter.for_each_parameter([&](const auto& p) { owner = p.owner; });
+    adapter.for_each_parameter([&](auto& p) { p.owner = owner; });
     e.adapter = std::move(adapter);
   }
   void remove(std::string_view name) {
@@ -82,7 +88,10 @@ class AdaptedLinear {
     if (merged_) return;
     saved.adapters.resize(entries_.size());
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-      if (!entries_[i].enabled) continue;
+      if (!entries_[i].enabled) {
+        saved.adapters[i] = {};  // so that a backward after `enable` finds nothing of an earlier call
+        continue;
+      }
       saved.adapters[i].call = saved.call;
       entries_[i].adapter.forward(ctx, base_, x, y, saved.adapters[i]);
     }
@@ -99,10 +108,14 @@ class AdaptedLinear {
     if (dx.data != nullptr) base_.backward_input(ctx, dy, dx);
   }
 
-  /// Adds every enabled adapter's dW to the user's weight. Refused, with nothing changed, when already merged, when a method
-  /// cannot merge, or when a parameter is not finite. Methods that train the base itself are in it already.
+  /// Adds every enabled adapter's dW to the user's weight; what trains the base itself is in it after its `prepare`, which
+  /// is called. Refused, with nothing changed, when already merged, when a method cannot merge, or when a parameter is not
+  /// finite.
   void merge(Context& ctx, MergeMode mode) {
     check_merge(ctx);
+    for_each_enabled([&](Entry& e) {
+      if (e.adapter.trains_base()) e.adapter.prepare(ctx, base_);
+    });
     if (mode == MergeMode::KeepCopy) {
       B::copy(ctx, base_.weight, weight_copy_.resize(base_.weight.rows, base_.weight.cols));
       B::copy(ctx, base_.bias, bias_copy_.resize(base_.bias.rows, base_.bias.cols));
