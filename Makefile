@@ -26,7 +26,7 @@ demo:
 
 tune:
 	@.ci/deps demo
-	@DATA='$(DATA)' .ci/demo --tune
+	@METHODS='$(METHODS)' DATA='$(DATA)' .ci/demo --tune
 
 test:
 	@.ci/deps test
