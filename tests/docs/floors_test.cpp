@@ -94,3 +94,30 @@ TEST_CASE("deltaw.hpp needs Eigen and the standard library, without regex, files
       CHECK(name != banned);
   }
 }
+
+TEST_CASE("the primitives of Cpu, of the wrapped backend of the tests, and of the page are the same") {
+  // "  static RETURN NAME(Context& ..." of the public part of the backend.
+  const auto members = [](const fs::path& path) {
+    std::set<std::string> names;
+    for (const std::string& line : lines_of(path)) {
+      if (line == " private:") break;
+      const auto call = line.find("(Context&");
+      if (!line.starts_with("  static ") || call == std::string::npos) continue;
+      names.insert(line.substr(line.rfind(' ', call) + 1, call - line.rfind(' ', call) - 1));
+    }
+    return names;
+  };
+  std::string page;
+  bool inside = false;
+  for (const std::string& line : lines_of(fs::path(DELTAW_SOURCE_DIR) / "docs/architecture.md")) {
+    if (line.starts_with("## ")) inside = line == "## The primitives";
+    if (inside) page += line + " ";
+  }
+  const auto cpu = members(root / "backend/cpu.hpp");
+  CHECK(cpu.size() >= 15);
+  CHECK(members(fs::path(DELTAW_SOURCE_DIR) / "tests/wrapped_backend.hpp") == cpu);
+  for (const auto& name : cpu) {
+    INFO(name);
+    CHECK(page.find("`" + name + "`") != std::string::npos);
+  }
+}

@@ -68,16 +68,6 @@ void finish(Context& ctx, A& adapter, const Base& base) {
   if constexpr (requires(const typename A::Base& b) { adapter.finish(ctx, b); })
     adapter.finish(ctx, typename A::Base(base));
 }
-/// What the base must be fed: x itself for methods that leave the input alone.
-template <class A, class Context, class View>
-View rewrite_input(Context& ctx, const A& adapter, View x, typename A::Saved& saved) {
-  if constexpr (requires { adapter.rewrite_input(ctx, x, saved); }) {
-    return adapter.rewrite_input(ctx, x, saved);
-  } else {
-    return x;
-  }
-}
-
 /// All gradients to zero.
 template <HasParameters A>
 void zero_grad(typename A::Backend::Context& ctx, A& parameters) {

@@ -15,8 +15,8 @@ namespace deltaw {
 enum class MergeMode {
   /// Restores the very bits; costs a copy of W while merged.
   KeepCopy,
-  /// W - dW: costs nothing, but W comes back only up to rounding (one unit in the last place in float; in 16 bits use
-  /// KeepCopy).
+  /// The method's own inverse, W - dW for LoRA: costs nothing, but W comes back only up to rounding (one unit in the last
+  /// place in float; in 16 bits use KeepCopy), and a method that can destroy W says so in its page.
   Subtract,
 };
 
