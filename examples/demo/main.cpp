@@ -24,7 +24,7 @@ struct Settings {
   bool tune = false, quick = false, quiet = false;
 };
 
-constexpr double candidates[] = {1e-3, 3e-3, 1e-2};
+constexpr double candidates[] = {3e-3, 1e-2, 3e-2};
 constexpr index_t held_out = 400;
 
 void add_options(CLI::App& app, Settings& s) {

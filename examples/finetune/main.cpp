@@ -114,6 +114,7 @@ int fine_tune(const CLI::App& app, Settings& s) {
   if (s.list) return list_methods();
   s.run.method_options = split_options(s.method_options);
   if (!s.resume.empty()) s.run = saved_options(app, s);
+  examples::catch_interrupts();
   examples::set_threads(s.threads);
   const auto images = examples::read_fashion_mnist(s.run.data, "train");
   finetune::Run run(s.run, images);
@@ -122,7 +123,6 @@ int fine_tune(const CLI::App& app, Settings& s) {
       std::fprintf(stderr, "finetune: note: %s\n", warning.c_str());
   if (!s.quiet) std::fprintf(stderr, "%s\n", dw::to_string(run.model().set().counts()).c_str());
 
-  examples::catch_interrupts();
   const bool finished = run.train(s.quiet);
   if (finetune::trains(s.run)) run.save(s.out);
   if (!finished) {

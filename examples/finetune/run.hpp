@@ -30,7 +30,7 @@ using dw::index_t;
 struct Options {
   std::string method = "lora";  ///< a name of the registry, "frozen" (no training) or "head" (the head alone)
   index_t rank = 4;
-  double alpha = 8;
+  double alpha = 16;
   double dropout = 0;
   std::vector<std::string> targets = {};  ///< layers that get the method, by PEFT's rules; empty: all linear layers
   std::vector<dw::OptionText> method_options = {};  ///< further options of the method
