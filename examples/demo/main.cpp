@@ -67,7 +67,7 @@ finetune::Options options_of(const Settings& s, const std::string& method, std::
 
 Json read_tuned(const Settings& s) {
   std::error_code ignored;
-  if (!std::filesystem::exists(s.tuned, ignored)) return {};
+  if (!std::filesystem::exists(s.tuned, ignored)) return Json::object();
   const auto text = dw::io::read_text(s.tuned, 1 << 20);
   dw::io::parse_json(s.tuned, text);
   return Json::parse(text);  // in the order of the file
@@ -93,47 +93,49 @@ double best_rate(const Json& runs, const std::string& method) {
   return best;
 }
 
+/// The runs of one method, all candidates on all seeds; empty after an interrupt.
+Json tune_method(const Settings& s, const std::string& method, const examples::LabelledImages& images) {
+  Json runs = Json::array();
+  for (std::uint64_t seed = 0; std::cmp_less(seed, s.seeds); ++seed)
+    for (const double rate : candidates) {
+      auto options = options_of(s, method, seed);
+      options.learning_rate = rate;
+      options.held_out = s.quick ? options.images / 5 : held_out;
+      finetune::Run run(options, images);
+      if (!run.train(s.quiet)) return {};
+      const double accuracy = run.accuracy(images, run.held_out());
+      std::printf("%-6s seed %d  learning rate %-6g  %.2f %% of the held-out images\n", method.c_str(),
+                  static_cast<int>(seed), rate, 100 * accuracy);
+      std::fflush(stdout);
+      Json row{{"method", method}, {"seed", seed}, {"learning_rate", rate}, {"held_out_accuracy", accuracy}};
+      const nlohmann::json all = options;
+      for (const char* name : {"rank", "alpha", "steps", "batch", "weight_decay", "images", "held_out"})
+        row[name] = all[name];
+      runs.push_back(row);
+    }
+  return runs;
+}
+
 int tune(const Settings& s) {
-  const auto methods = split_names(s.methods, {"head", "lora", "full"});
   const auto images = examples::read_fashion_mnist(s.data, "train");
-  Json tuned = read_tuned(s), runs = Json::array();
-  if (tuned.contains("runs"))
-    for (const auto& run : tuned["runs"])
-      if (std::find(methods.begin(), methods.end(), run["method"]) == methods.end()) runs.push_back(run);
-  const Json chosen_before = tuned.value("chosen", Json::object());
-  tuned = {{"what",
-            "Learning rates of the demo: of each method the candidate with the highest accuracy on the held-out "
-            "images, by mean over the seeds. Written by `make tune`."},
-           {"candidates", candidates},
-           {"held_out_images", held_out},
-           {"chosen", chosen_before}};
-  for (const std::string& method : methods) {
-    for (std::uint64_t seed = 0; std::cmp_less(seed, s.seeds); ++seed)
-      for (const double rate : candidates) {
-        auto options = options_of(s, method, seed);
-        options.learning_rate = rate;
-        options.held_out = s.quick ? options.images / 5 : held_out;
-        finetune::Run run(options, images);
-        if (!run.train(s.quiet)) return examples::exit_interrupted;
-        const double accuracy = run.accuracy(images, run.held_out());
-        std::printf("%-6s seed %d  learning rate %-6g  %.2f %% of the held-out images\n", method.c_str(),
-                    static_cast<int>(seed), rate, 100 * accuracy);
-        std::fflush(stdout);
-        runs.push_back({{"method", method},
-                        {"seed", seed},
-                        {"learning_rate", rate},
-                        {"held_out_accuracy", accuracy},
-                        {"rank", options.rank},
-                        {"alpha", options.alpha},
-                        {"steps", options.steps},
-                        {"batch", options.batch},
-                        {"weight_decay", options.weight_decay}});
-      }
-    tuned["chosen"][method] = best_rate(runs, method);
+  for (const std::string& method : split_names(s.methods, {"head", "lora", "full"})) {
+    const Json found = tune_method(s, method, images);
+    if (found.empty()) return examples::exit_interrupted;
+    const Json old = read_tuned(s);
+    Json runs = Json::array(), chosen = old.value("chosen", Json::object());
+    for (const auto& run : old.value("runs", Json::array()))
+      if (run["method"] != method) runs.push_back(run);
+    runs.insert(runs.end(), found.begin(), found.end());
+    chosen[method] = best_rate(found, method);
+    const Json tuned{{"what",
+                      "Learning rates of the demo: of each method the candidate with the highest accuracy on the "
+                      "held-out images, by mean over the seeds. Written by `make tune`."},
+                     {"candidates", candidates},
+                     {"chosen", chosen},
+                     {"runs", runs}};
+    dw::io::write_atomically(s.tuned, dw::io::dump_json(s.tuned, tuned, 1) + "\n");
+    std::printf("%s: learning rate %g, written to %s\n", method.c_str(), chosen[method].get<double>(), s.tuned.c_str());
   }
-  tuned["runs"] = runs;
-  dw::io::write_atomically(s.tuned, dw::io::dump_json(s.tuned, tuned, 1) + "\n");
-  std::printf("wrote %s\n", s.tuned.c_str());
   return 0;
 }
 
