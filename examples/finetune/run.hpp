@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,15 +69,16 @@ inline dw::AdaptRequest request_of(const Options& o) {
   request.method = o.method;
   request.options = o.method_options;
   const auto defaults = dw::find_method<float, dw::Cpu>(o.method).defaults(o.method_options);
+  const auto text = [](auto value) { return nlohmann::json(value).dump(); };  // the shortest that reads back the same
   const auto given = [&](const char* name) {
     return std::any_of(o.method_options.begin(), o.method_options.end(),
                        [&](auto& pair) { return pair.first == name; });
   };
-  if (defaults.rank && !given("rank")) request.options.emplace_back("rank", std::to_string(o.rank));
-  if (defaults.alpha && !given("alpha")) request.options.emplace_back("alpha", std::to_string(o.alpha));
+  if (defaults.rank && !given("rank")) request.options.emplace_back("rank", text(o.rank));
+  if (defaults.alpha && !given("alpha")) request.options.emplace_back("alpha", text(o.alpha));
   if (o.dropout > 0) {
-    request.options.emplace_back("dropout", std::to_string(o.dropout));
-    request.options.emplace_back("seed", std::to_string(o.seed));
+    request.options.emplace_back("dropout", text(o.dropout));
+    request.options.emplace_back("seed", text(o.seed));
   }
   request.targets.names = o.targets;
   request.targets.all_linear = o.targets.empty();
