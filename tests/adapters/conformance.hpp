@@ -121,11 +121,11 @@ void starts_as_the_base() {
       using Adapter = typename std::remove_reference_t<decltype(problem)>::Adapter;
       problem.adapter = Adapter(problem.base.shape, problem.options);  // as new: what no initializer touches is neutral
       problem.bind();
+      problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
+      const Matrix before = to_matrix(problem.y.view());
       dw::init::Kaiming{.seed = 3}(problem.ctx, problem.adapter, problem.base);
       dw::attach(problem.ctx, problem.adapter, problem.base);
       dw::prepare(problem.ctx, problem.adapter, problem.base);
-      problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
-      const Matrix before = to_matrix(problem.y.view());
       problem.forward();
       CHECK(relative_error(problem.y.view(), before) == 0);
     }

@@ -245,7 +245,7 @@ TEST_CASE("gemm works in the caller's workspace, and names the bytes where it is
   CHECK(c.at(7, 7) == 16);
   Cpu::Context little(workspace, 512);
   CHECK(message_of<dw::MemoryError>([&] { Cpu::gemm(little, 1, a.const_view(), b.const_view(), 0, c.view()); }) ==
-        "Arena.take: workspace: got 512 bytes, want at least 1024");
+        "Arena.take: workspace: got 512 bytes, want at least 768");
 }
 
 TEST_CASE("mixed products take tiles of at most 256 rows or columns of workspace") {

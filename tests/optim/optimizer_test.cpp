@@ -198,9 +198,9 @@ TEST_CASE("an optimizer refuses what it cannot use, by name, and keeps what it h
         "Optimizer: max_gradient_norm: got nan, want 0 or more");
   Optimizer<AdamW> optimizer;
   CHECK(message_of<dw::OptionError>([&] { optimizer.set_loss_scale(0); }) ==
-        "Optimizer.set_loss_scale: scale: got 0, want finite and above 0");
+        "Optimizer.set_loss_scale: scale: got 0, want finite, above 0, with a finite inverse");
   CHECK(message_of<dw::OptionError>([&] { optimizer.set_loss_scale(infinity); }) ==
-        "Optimizer.set_loss_scale: scale: got inf, want finite and above 0");
+        "Optimizer.set_loss_scale: scale: got inf, want finite, above 0, with a finite inverse");
   CHECK(message_of<dw::OptionError>([&] { optimizer.set_learning_rate(not_a_number); }) ==
         "AdamW: learning_rate: got nan, want finite and 0 or more");
   CHECK(optimizer.rule().learning_rate == 1e-3);

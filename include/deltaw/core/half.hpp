@@ -8,13 +8,25 @@
 
 namespace deltaw {
 
+namespace detail {
+/// A float whose last bit is set where anything was lost, so that rounding it again rounds `value` itself correctly.
+constexpr float round_to_odd(double value) {
+  const auto nearest = static_cast<float>(value);
+  const double back = nearest;
+  const auto bits = std::bit_cast<std::uint32_t>(nearest);
+  if (back == value || value != value || (bits & 1u) != 0) return nearest;
+  const bool away = (back > value) == (value > 0);  // the float is farther from 0 than the value
+  return std::bit_cast<float>(away ? bits - 1 : bits + 1);
+}
+}  // namespace detail
+
 /// bfloat16: the upper half of a float, rounded to nearest even; NaN stays NaN.
 struct bf16 {
   std::uint16_t bits = 0;
 
   constexpr bf16() = default;
   constexpr explicit bf16(float value) : bits(round(std::bit_cast<std::uint32_t>(value))) {}
-  constexpr explicit bf16(double value) : bf16(static_cast<float>(value)) {}
+  constexpr explicit bf16(double value) : bf16(detail::round_to_odd(value)) {}
   constexpr operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
   static constexpr bf16 from_bits(std::uint16_t b) {
     bf16 h;
@@ -36,7 +48,7 @@ struct f16 {
 
   constexpr f16() = default;
   constexpr explicit f16(float value) : bits(round(value)) {}
-  constexpr explicit f16(double value) : f16(static_cast<float>(value)) {}
+  constexpr explicit f16(double value) : f16(detail::round_to_odd(value)) {}
   constexpr operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
     const std::uint32_t magnitude = bits & 0x7fffu;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "deltaw/base/dense.hpp"
+#include "deltaw/core/rollback.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
 namespace deltaw {
@@ -85,7 +86,7 @@ class AdaptedLinear {
   /// y = the adapted output.
   void forward(Context& ctx, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y, Saved& saved) const {
     base_.forward(ctx, x, y);
-    if (merged_) return;
+    if (merged_) return saved.adapters.clear();  // so that a backward after `unmerge` finds nothing of an earlier call
     saved.adapters.resize(entries_.size());
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (!entries_[i].enabled) {
@@ -105,7 +106,7 @@ class AdaptedLinear {
                                  std::to_string(entries_.size()) + ", those of this layer's forward");
     for (std::size_t i = entries_.size(); i-- > 0;)
       if (entries_[i].enabled) entries_[i].adapter.backward(ctx, base_, x, dy, dx, saved.adapters[i]);
-    if (dx.data != nullptr) base_.backward_input(ctx, dy, dx);
+    if (is_given(dx)) base_.backward_input(ctx, dy, dx);
   }
 
   /// Adds every enabled adapter's dW to the user's weight; what trains the base itself is in it after its `prepare`, which
@@ -120,11 +121,13 @@ class AdaptedLinear {
       B::copy(ctx, base_.weight, weight_copy_.resize(base_.weight.rows, base_.weight.cols));
       B::copy(ctx, base_.bias, bias_copy_.resize(base_.bias.rows, base_.bias.cols));
     }
-    for_each_enabled([&](Entry& e) {
-      if (!e.adapter.trains_base()) e.adapter.merge(ctx, base_, base_.weight, base_.bias);
-    });
-    merged_ = true;
     mode_ = mode;
+    std::size_t done = 0;
+    Rollback undo([&] { take_back(ctx, done); });
+    for (; done < entries_.size(); ++done)
+      if (adds_delta(entries_[done])) entries_[done].adapter.merge(ctx, base_, base_.weight, base_.bias);
+    undo.keep();
+    merged_ = true;
   }
   /// Throws what `merge` would, and changes nothing.
   void check_merge(Context& ctx) {
@@ -134,16 +137,7 @@ class AdaptedLinear {
   /// Undoes `merge`, by the copy or by subtraction, as was chosen then.
   void unmerge(Context& ctx) {
     if (!merged_) raise<StaleError>("AdaptedLinear.unmerge", "state: got a layer that is not merged, want merge first");
-    if (mode_ == MergeMode::KeepCopy) {
-      B::copy(ctx, weight_copy_.view(), base_.weight);
-      B::copy(ctx, bias_copy_.view(), base_.bias);
-      weight_copy_ = {};
-      bias_copy_ = {};
-    } else {
-      for (std::size_t i = entries_.size(); i-- > 0;)
-        if (entries_[i].enabled && !entries_[i].adapter.trains_base())
-          entries_[i].adapter.unmerge(ctx, base_, base_.weight, base_.bias);
-    }
+    take_back(ctx, entries_.size());
     merged_ = false;
   }
   bool merged() const { return merged_; }
@@ -177,6 +171,20 @@ class AdaptedLinear {
     Adapter adapter;
     bool enabled;
   };
+
+  static bool adds_delta(const Entry& e) { return e.enabled && !e.adapter.trains_base(); }
+  // The weight as it was before the first `count` entries were merged.
+  void take_back(Context& ctx, std::size_t count) {
+    if (mode_ == MergeMode::KeepCopy) {
+      B::copy(ctx, weight_copy_.view(), base_.weight);
+      B::copy(ctx, bias_copy_.view(), base_.bias);
+      weight_copy_ = {};
+      bias_copy_ = {};
+      return;
+    }
+    for (std::size_t i = count; i-- > 0;)
+      if (adds_delta(entries_[i])) entries_[i].adapter.unmerge(ctx, base_, base_.weight, base_.bias);
+  }
 
   template <class F>
   void for_each_enabled(F f) {

@@ -179,9 +179,7 @@ class AnyAdapter {
     bool can_merge() const override {
       return requires(const A& a, Context& ctx, const Base& base, Y w) { a.merge(ctx, base, w, w); };
     }
-    bool trains_base() const override {
-      return requires(A & a, Context & ctx, Y w) { a.bind_weight(ctx, w, w); };
-    }
+    bool trains_base() const override { return deltaw::trains_base(adapter); }
     double scale() const override {
       if constexpr (requires { adapter.scale(); }) return adapter.scale();
       missing("scale");

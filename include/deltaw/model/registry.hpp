@@ -60,7 +60,9 @@ Options read_options(std::string_view method, std::span<const OptionText> texts)
       read_option(method, name, texts[i].second, value);
       found = true;
     });
-    if (!found) raise_mismatch<OptionError>(method, "option", "'" + texts[i].first + "'", known.empty() ? "none: this method has no options" : "one of " + known);
+    if (!found)
+      raise_mismatch<OptionError>(method, "option", "'" + texts[i].first + "'",
+                                  known.empty() ? "none: this method has no options" : "one of " + known);
     for (std::size_t j = 0; j < i; ++j)
       if (texts[j].first == texts[i].first)
         raise_mismatch<OptionError>(method, "option '" + texts[i].first + "'", "it twice", "it once");

@@ -84,8 +84,8 @@ class Optimizer {
     rule_ = changed;
   }
   void set_loss_scale(double scale) {
-    if (!(scale > 0 && std::isfinite(scale)))
-      raise_mismatch<OptionError>("Optimizer.set_loss_scale", "scale", scale, "finite and above 0");
+    if (!(scale > 0 && std::isfinite(scale) && std::isfinite(1 / scale)))
+      raise_mismatch<OptionError>("Optimizer.set_loss_scale", "scale", scale, "finite, above 0, with a finite inverse");
     loss_scale_ = scale;
   }
   long skipped() const { return skipped_; }  ///< steps skipped so far because of non-finite gradients
