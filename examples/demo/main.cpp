@@ -61,6 +61,7 @@ std::vector<std::string> split_names(const std::vector<std::string>& arguments, 
 
 finetune::Options options_of(const Settings& s, const std::string& method, std::uint64_t seed) {
   finetune::Options o{.method = method, .seed = seed, .data = s.data};
+  if (method == "lora") o.dropout = 0.1;  // docs/data.md says how it was chosen
   if (s.quick) o.steps = 4, o.images = 200;
   return o;
 }
@@ -109,7 +110,7 @@ Json tune_method(const Settings& s, const std::string& method, const examples::L
       std::fflush(stdout);
       Json row{{"method", method}, {"seed", seed}, {"learning_rate", rate}, {"held_out_accuracy", accuracy}};
       const nlohmann::json all = options;
-      for (const char* name : {"rank", "alpha", "steps", "batch", "weight_decay", "images", "held_out"})
+      for (const char* name : {"rank", "alpha", "dropout", "steps", "batch", "weight_decay", "images", "held_out"})
         row[name] = all[name];
       runs.push_back(row);
     }
