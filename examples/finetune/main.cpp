@@ -48,7 +48,9 @@ void add_options(CLI::App& app, Settings& s) {
   number("--held-out", o.held_out, "Of these, how many are kept from training and reported on", CLI::Range(0, 60'000));
   app.add_option("--data", o.data, "Folder with the four idx.gz files of Fashion-MNIST")->capture_default_str();
   app.add_option("--base", o.base, "Weights of the base (safetensors)")->capture_default_str();
-  app.add_option("--out", s.out, "Folder for the checkpoint, which Ctrl-C leaves behind too")->capture_default_str();
+  app.add_option("--out", s.out,
+                 "Folder for the checkpoint, which Ctrl-C leaves behind too; that of --resume if there is one")
+      ->capture_default_str();
   app.add_option("--json", s.json, "File for the result");
   app.add_option("--resume", s.resume,
                  "Go on from the checkpoint in this folder, with the options it was begun with, to "
@@ -114,6 +116,7 @@ int fine_tune(const CLI::App& app, Settings& s) {
   if (s.list) return list_methods();
   s.run.method_options = split_options(s.method_options);
   if (!s.resume.empty()) s.run = saved_options(app, s);
+  if (!s.resume.empty() && app.count("--out") == 0) s.out = s.resume;
   examples::catch_interrupts();
   examples::set_threads(s.threads);
   const auto images = examples::read_fashion_mnist(s.run.data, "train");
