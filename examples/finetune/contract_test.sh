@@ -39,7 +39,7 @@ done
 
 # A run that signals stop, again and again, reaches the bits of one that nothing stopped.
 common=(--quiet --threads 1 --test-images 0)
-began=(--method lora --steps 60 --batch 8 --images 200 --dropout 0.1 --seed 3 "${common[@]}")
+began=(--method lora --steps 400 --batch 8 --images 200 --dropout 0.1 --seed 3 "${common[@]}")
 "$finetune" "${began[@]}" --out whole --json whole.json >/dev/null
 stopped=0
 for signal in INT TERM; do
