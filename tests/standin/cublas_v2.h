@@ -16,9 +16,8 @@ inline cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t handle, cublasOp
                                                  const void* beta, void* C, cudaDataType Ctype, int ldc,
                                                  long long strideC, int batchCount, cublasComputeType_t compute,
                                                  cublasGemmAlgo_t) {
-  return standin::gemm(handle, "cublasGemmStridedBatchedEx", {transa, transb, m, n, k}, alpha,
-                       {A, Atype, lda, strideA}, {B, Btype, ldb, strideB}, beta, {C, Ctype, ldc, strideC}, batchCount,
-                       compute);
+  return standin::gemm(handle, "cublasGemmStridedBatchedEx", {transa, transb, m, n, k}, alpha, {A, Atype, lda, strideA},
+                       {B, Btype, ldb, strideB}, beta, {C, Ctype, ldc, strideC}, batchCount, compute);
 }
 inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m,
                                    int n, int k, const void* alpha, const void* A, cudaDataType Atype, int lda,
@@ -34,8 +33,8 @@ inline cublasStatus_t cublasSgemm(cublasHandle_t handle, cublasOperation_t trans
                        {B, CUDA_R_32F, ldb, 0}, beta, {C, CUDA_R_32F, ldc, 0}, 1, CUBLAS_COMPUTE_32F);
 }
 inline cublasStatus_t cublasDgemm(cublasHandle_t handle, cublasOperation_t transa, cublasOperation_t transb, int m,
-                                  int n, int k, const double* alpha, const double* A, int lda, const double* B,
-                                  int ldb, const double* beta, double* C, int ldc) {
+                                  int n, int k, const double* alpha, const double* A, int lda, const double* B, int ldb,
+                                  const double* beta, double* C, int ldc) {
   return standin::gemm(handle, "cublasDgemm", {transa, transb, m, n, k}, alpha, {A, CUDA_R_64F, lda, 0},
                        {B, CUDA_R_64F, ldb, 0}, beta, {C, CUDA_R_64F, ldc, 0}, 1, CUBLAS_COMPUTE_64F);
 }

@@ -24,7 +24,8 @@ struct Thread {
   State state = State::ready;
   const char* file = "";
   unsigned line = 0;
-  std::array<std::array<unsigned char, 8>, 2> exchanged{};  ///< by parity: a quick lane may already be at the next shuffle
+  std::array<std::array<unsigned char, 8>, 2>
+      exchanged{};  ///< by parity: a quick lane may already be at the next shuffle
   unsigned shuffles = 0;
 };
 

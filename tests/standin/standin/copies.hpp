@@ -45,10 +45,14 @@ inline bool check_direction(const Rows& to, const Rows& from, cudaMemcpyKind kin
   if (kind < cudaMemcpyHostToHost || kind > cudaMemcpyDefault) return false;
   const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
   const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-  if (to_device && place_of(to.begin) == Place::pageable) stop("host pointer passed to " + who + " as its device destination");
-  if (from_device && place_of(from.begin) == Place::pageable) stop("host pointer passed to " + who + " as its device source");
-  if (!to_device && place_of(to.begin) == Place::device) stop("device pointer passed to " + who + " as its host destination");
-  if (!from_device && place_of(from.begin) == Place::device) stop("device pointer passed to " + who + " as its host source");
+  if (to_device && place_of(to.begin) == Place::pageable)
+    stop("host pointer passed to " + who + " as its device destination");
+  if (from_device && place_of(from.begin) == Place::pageable)
+    stop("host pointer passed to " + who + " as its device source");
+  if (!to_device && place_of(to.begin) == Place::device)
+    stop("device pointer passed to " + who + " as its host destination");
+  if (!from_device && place_of(from.begin) == Place::device)
+    stop("device pointer passed to " + who + " as its host source");
   return true;
 }
 
@@ -60,7 +64,8 @@ inline cudaError_t copy(Rows to, Rows from, cudaMemcpyKind kind, cudaStream_t ha
   CUstream_st* stream = streams.find(handle, who.c_str());
   if (to.pitch < to.width || from.pitch < from.width) return fail(cudaErrorInvalidValue);
   const bool on_host = place_of(to.begin) == Place::pageable || place_of(from.begin) == Place::pageable;
-  if (streams.capturing() != nullptr && (waits || (on_host && to.extent() > 0))) stop("host copy inside a stream capture: " + who);
+  if (streams.capturing() != nullptr && (waits || (on_host && to.extent() > 0)))
+    stop("host copy inside a stream capture: " + who);
   if (to.extent() == 0) return cudaSuccess;
   if (!check_direction(to, from, kind, who)) return fail(cudaErrorInvalidMemcpyDirection);
 

@@ -11,11 +11,15 @@ namespace standin {
 
 inline std::size_t size_of(cudaDataType type) {
   switch (type) {
-    case CUDA_R_64F: return 8;
-    case CUDA_R_32F: return 4;
+    case CUDA_R_64F:
+      return 8;
+    case CUDA_R_32F:
+      return 4;
     case CUDA_R_16F:
-    case CUDA_R_16BF: return 2;
-    default: return 0;
+    case CUDA_R_16BF:
+      return 2;
+    default:
+      return 0;
   }
 }
 inline double load(const unsigned char* p, cudaDataType type) {
@@ -23,23 +27,34 @@ inline double load(const unsigned char* p, cudaDataType type) {
   float f;
   std::uint16_t h;
   switch (type) {
-    case CUDA_R_64F: return std::memcpy(&d, p, 8), d;
-    case CUDA_R_32F: return std::memcpy(&f, p, 4), f;
-    case CUDA_R_16F: return std::memcpy(&h, p, 2), f16_value(h);
-    default: return std::memcpy(&h, p, 2), bf16_value(h);
+    case CUDA_R_64F:
+      return std::memcpy(&d, p, 8), d;
+    case CUDA_R_32F:
+      return std::memcpy(&f, p, 4), f;
+    case CUDA_R_16F:
+      return std::memcpy(&h, p, 2), f16_value(h);
+    default:
+      return std::memcpy(&h, p, 2), bf16_value(h);
   }
 }
 inline void store(unsigned char* p, cudaDataType type, double value) {
   const auto f = static_cast<float>(value);
   const std::uint16_t h = type == CUDA_R_16F ? f16_bits(f) : bf16_bits(f);
   switch (type) {
-    case CUDA_R_64F: std::memcpy(p, &value, 8); break;
-    case CUDA_R_32F: std::memcpy(p, &f, 4); break;
-    default: std::memcpy(p, &h, 2);
+    case CUDA_R_64F:
+      std::memcpy(p, &value, 8);
+      break;
+    case CUDA_R_32F:
+      std::memcpy(p, &f, 4);
+      break;
+    default:
+      std::memcpy(p, &h, 2);
   }
 }
 inline bool is_unwritten(const unsigned char* p, cudaDataType type) {
-  return size_of(type) == 8 ? is_unwritten_element<8>(p) : size_of(type) == 4 ? is_unwritten_element<4>(p) : is_unwritten_element<2>(p);
+  return size_of(type) == 8   ? is_unwritten_element<8>(p)
+         : size_of(type) == 4 ? is_unwritten_element<4>(p)
+                              : is_unwritten_element<2>(p);
 }
 
 /// A stored column-major matrix, or a batch of them `stride` elements apart.
@@ -64,16 +79,19 @@ inline bool supported(cudaDataType a, cudaDataType b, cudaDataType c, cublasComp
   if (a != b) return false;
   switch (compute) {
     case CUBLAS_COMPUTE_64F:
-    case CUBLAS_COMPUTE_64F_PEDANTIC: return a == CUDA_R_64F && c == CUDA_R_64F;
+    case CUBLAS_COMPUTE_64F_PEDANTIC:
+      return a == CUDA_R_64F && c == CUDA_R_64F;
     case CUBLAS_COMPUTE_32F:
     case CUBLAS_COMPUTE_32F_PEDANTIC:
       return (c == CUDA_R_32F && (a == CUDA_R_32F || a == CUDA_R_16F || a == CUDA_R_16BF)) ||
              (a == c && (a == CUDA_R_16F || a == CUDA_R_16BF));
     case CUBLAS_COMPUTE_32F_FAST_16F:
     case CUBLAS_COMPUTE_32F_FAST_16BF:
-    case CUBLAS_COMPUTE_32F_FAST_TF32: return a == CUDA_R_32F && c == CUDA_R_32F;
+    case CUBLAS_COMPUTE_32F_FAST_TF32:
+      return a == CUDA_R_32F && c == CUDA_R_32F;
     case CUBLAS_COMPUTE_16F:
-    case CUBLAS_COMPUTE_16F_PEDANTIC: return a == CUDA_R_16F && c == CUDA_R_16F;
+    case CUBLAS_COMPUTE_16F_PEDANTIC:
+      return a == CUDA_R_16F && c == CUDA_R_16F;
   }
   return false;
 }
@@ -84,13 +102,14 @@ inline void note_operand(const Matrix& x, int rows, int cols, int batches, const
   const long long last = (batches - 1) * x.stride;
   if (last < 0) stop(work.name + ": a negative stride between batches is not in the subset");
   const auto bytes = static_cast<std::size_t>(last + static_cast<long long>(cols - 1) * x.ld + rows) * size_of(x.type);
-  Machine::get().device_range(x.data, bytes, work.name + " as " + name + " (" + std::to_string(rows) + " x " +
-                                                 std::to_string(cols) + ", leading dimension " + std::to_string(x.ld) + ")");
+  Machine::get().device_range(x.data, bytes,
+                              work.name + " as " + name + " (" + std::to_string(rows) + " x " + std::to_string(cols) +
+                                  ", leading dimension " + std::to_string(x.ld) + ")");
   work.touched.push_back({static_cast<const unsigned char*>(x.data), bytes});
 }
 
-inline void multiply(const std::string& who, const Product& p, double alpha, const Matrix& a, const Matrix& b, double beta,
-                     const Matrix& c, long long batch, bool single) {
+inline void multiply(const std::string& who, const Product& p, double alpha, const Matrix& a, const Matrix& b,
+                     double beta, const Matrix& c, long long batch, bool single) {
   const auto read = [&](const Matrix& x, const char* name, bool transposed, int i, int j) {
     const unsigned char* element = transposed ? x.at(j, i, batch) : x.at(i, j, batch);
     if (is_unwritten(element, x.type)) stop(who + " read unwritten device memory as " + name);
@@ -139,8 +158,9 @@ inline cublasStatus_t gemm(cublasHandle_t handle, const char* who, Product p, co
   const auto legal = [](cublasOperation_t op) { return op == CUBLAS_OP_N || op == CUBLAS_OP_T || op == CUBLAS_OP_C; };
   const int a_rows = p.transa == CUBLAS_OP_N ? p.m : p.k, a_cols = p.transa == CUBLAS_OP_N ? p.k : p.m;
   const int b_rows = p.transb == CUBLAS_OP_N ? p.k : p.n, b_cols = p.transb == CUBLAS_OP_N ? p.n : p.k;
-  if (!legal(p.transa) || !legal(p.transb) || p.m < 0 || p.n < 0 || p.k < 0 || batches < 0 || a.ld < std::max(1, a_rows) ||
-      b.ld < std::max(1, b_rows) || c.ld < std::max(1, p.m) || alpha == nullptr || beta == nullptr)
+  if (!legal(p.transa) || !legal(p.transb) || p.m < 0 || p.n < 0 || p.k < 0 || batches < 0 ||
+      a.ld < std::max(1, a_rows) || b.ld < std::max(1, b_rows) || c.ld < std::max(1, p.m) || alpha == nullptr ||
+      beta == nullptr)
     return CUBLAS_STATUS_INVALID_VALUE;
   if (!supported(a.type, b.type, c.type, compute)) return CUBLAS_STATUS_NOT_SUPPORTED;
   if (p.m == 0 || p.n == 0 || batches == 0) return CUBLAS_STATUS_SUCCESS;
@@ -162,8 +182,7 @@ inline cublasStatus_t gemm(cublasHandle_t handle, const char* who, Product p, co
   }
   note_operand(c, p.m, p.n, batches, "C", work);
   work.run = [=, name = work.name] {
-    for (long long batch = 0; batch < batches; ++batch)
-      multiply(name, p, by.get(), a, b, keep.get(), c, batch, !wide);
+    for (long long batch = 0; batch < batches; ++batch) multiply(name, p, by.get(), a, b, keep.get(), c, batch, !wide);
   };
   streams.enqueue(stream, std::move(work));
   return CUBLAS_STATUS_SUCCESS;

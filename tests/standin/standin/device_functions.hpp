@@ -50,22 +50,26 @@ T atomic_add(T* address, T value) {
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32,
               const std::source_location at = std::source_location::current()) {
-  return standin::exchange(mask, value, width, [&](int, int group) { return group + source % width; }, at);
+  return standin::exchange(
+      mask, value, width, [&](int, int group) { return group + source % width; }, at);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
                    const std::source_location at = std::source_location::current()) {
-  return standin::exchange(mask, value, width, [&](int lane, int) { return lane + static_cast<int>(delta); }, at);
+  return standin::exchange(
+      mask, value, width, [&](int lane, int) { return lane + static_cast<int>(delta); }, at);
 }
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
                  const std::source_location at = std::source_location::current()) {
-  return standin::exchange(mask, value, width, [&](int lane, int) { return lane - static_cast<int>(delta); }, at);
+  return standin::exchange(
+      mask, value, width, [&](int lane, int) { return lane - static_cast<int>(delta); }, at);
 }
 template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
                   const std::source_location at = std::source_location::current()) {
-  return standin::exchange(mask, value, width, [&](int lane, int) { return lane ^ lanes; }, at);
+  return standin::exchange(
+      mask, value, width, [&](int lane, int) { return lane ^ lanes; }, at);
 }
 
 inline float atomicAdd(float* address, float value) { return standin::atomic_add(address, value); }

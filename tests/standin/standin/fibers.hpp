@@ -69,7 +69,8 @@ class Fibers : public Executor {
     all_.push_back(std::make_unique<Fiber>());
     Fiber* fiber = all_.back().get();
     fiber->owner = this;
-    fiber->stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    fiber->stack =
+        mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fiber->stack == MAP_FAILED) stop("no memory for the stacks of a block");
     mprotect(fiber->stack, page, PROT_NONE);
     getcontext(&fiber->context);

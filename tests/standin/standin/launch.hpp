@@ -87,9 +87,10 @@ inline void run_grid(const Kernel& kernel, dim3 grid, dim3 size, const std::func
     const std::uint64_t row = b / grid.x;
     block.restart();
     spoil_shared(kernel);
-    executor().run(block,
-                   {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)},
-                   grid, size, body);
+    executor().run(
+        block,
+        {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(row % grid.y), static_cast<unsigned>(row / grid.y)},
+        grid, size, body);
   }
 }
 
@@ -101,10 +102,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const standin::Kernel& symbol = standin::Symbols::get().kernel(reinterpret_cast<const void*>(kernel));
   if (!standin::legal(*config)) return standin::fail(cudaErrorInvalidConfiguration);
   if (symbol.shared_bytes > std::size_t{48} << 10)
-    standin::stop(symbol.name + " has " + standin::count(symbol.shared_bytes, "byte") + " of shared memory, more than 48 KiB");
+    standin::stop(symbol.name + " has " + standin::count(symbol.shared_bytes, "byte") +
+                  " of shared memory, more than 48 KiB");
   if (config->dynamicSmemBytes != 0) standin::stop(symbol.name + ": dynamic shared memory is not in the subset");
   for (unsigned i = 0; i < config->numAttrs; ++i)
-    if (config->attrs[i].id != cudaLaunchAttributeIgnore) standin::stop(symbol.name + ": launch attributes are not in the subset");
+    if (config->attrs[i].id != cudaLaunchAttributeIgnore)
+      standin::stop(symbol.name + ": launch attributes are not in the subset");
   CUstream_st* stream = standin::Streams::get().find(config->stream, "cudaLaunchKernelEx");
 
   std::tuple<std::decay_t<Params>...> arguments(std::forward<Args>(args)...);

@@ -14,9 +14,7 @@ namespace standin {
 /// A walk over [0, n) in a shuffled order: i -> (step * i + start) mod n with step and n coprime, step small.
 struct Shuffled {
   std::uint64_t n, step, start;
-  std::uint64_t operator()(std::uint64_t i) const {
-    return (step * i + start) % n;
-  }
+  std::uint64_t operator()(std::uint64_t i) const { return (step * i + start) % n; }
 };
 
 class Machine {
@@ -54,7 +52,9 @@ class Machine {
 
   void protect_pinned(const Allocation& a) const {
     mprotect(a.pages, a.page_bytes,
-             a.closed_for_reading > 0 ? PROT_NONE : a.closed_for_writing > 0 ? PROT_READ : PROT_READ | PROT_WRITE);
+             a.closed_for_reading > 0   ? PROT_NONE
+             : a.closed_for_writing > 0 ? PROT_READ
+                                        : PROT_READ | PROT_WRITE);
   }
 
   /// The live allocation of device memory in which all of [p, p + bytes) lies; stops where there is none.
@@ -91,14 +91,14 @@ class Machine {
   static void explain(int signal, siginfo_t* info, void* context) {
     Machine& m = get();
     const void* p = info->si_addr;
-    if (m.pinned.owns(p))
-      stop("host code touched pinned memory that a queued copy still uses: synchronise first");
+    if (m.pinned.owns(p)) stop("host code touched pinned memory that a queued copy still uses: synchronise first");
     if (m.device.owns(p) && m.open_ == 0) stop("host code touched device memory");
     if (m.device.owns(p)) {
       std::string text = std::string(m.running) + " touched memory out of bounds";
       for (const auto& [begin, a] : m.device.live()) {
         const auto* q = static_cast<const unsigned char*>(p);
-        if (q >= a.pages - gap && q < a.pages) text += ", " + count(static_cast<std::size_t>(a.begin - q), "byte") + " before " + describe(a);
+        if (q >= a.pages - gap && q < a.pages)
+          text += ", " + count(static_cast<std::size_t>(a.begin - q), "byte") + " before " + describe(a);
         if (q >= a.end() && q < a.pages + a.page_bytes + gap)
           text += ", " + count(static_cast<std::size_t>(q - a.end()), "byte") + " past the end of " + describe(a);
       }

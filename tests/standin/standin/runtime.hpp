@@ -66,7 +66,8 @@ inline cudaError_t cudaFreeHost(void* p) {
   if (p == nullptr) return cudaSuccess;
   standin::Streams::get().drain_all();
   standin::Allocation* a = m.pinned.find(p);
-  if (a == nullptr || a->begin != p) standin::stop("cudaFreeHost of what cudaMallocHost did not give, or gave back already");
+  if (a == nullptr || a->begin != p)
+    standin::stop("cudaFreeHost of what cudaMallocHost did not give, or gave back already");
   m.pinned.release(*a);
   return cudaSuccess;
 }
@@ -77,7 +78,9 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flag
   *stream = standin::Streams::get().create(flags != cudaStreamNonBlocking);
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
+inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   std::lock_guard lock(standin::Machine::get().mutex);
   if (stream == nullptr) return standin::fail(cudaErrorInvalidResourceHandle);
@@ -175,27 +178,57 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : standin::fail(cudaErrorInvalidDevice); }
+inline cudaError_t cudaSetDevice(int device) {
+  return device == 0 ? cudaSuccess : standin::fail(cudaErrorInvalidDevice);
+}
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return standin::fail(cudaErrorInvalidDevice);
-  *properties = {"DeltaW stand-in (no GPU)", std::size_t{1} << 34, 49152, 32, 1024, {1024, 1024, 64}, {0x7fffffff, 65535, 65535},
-                 8, 0, 4, 1 << 20};
+  *properties = {"DeltaW stand-in (no GPU)",
+                 std::size_t{1} << 34,
+                 49152,
+                 32,
+                 1024,
+                 {1024, 1024, 64},
+                 {0x7fffffff, 65535, 65535},
+                 8,
+                 0,
+                 4,
+                 1 << 20};
   return cudaSuccess;
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   cudaDeviceProp p;
   if (const cudaError_t error = cudaGetDeviceProperties(&p, device)) return error;
   switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: *value = p.maxThreadsPerBlock; break;
-    case cudaDevAttrMaxGridDimX: *value = p.maxGridSize[0]; break;
-    case cudaDevAttrMaxGridDimY: *value = p.maxGridSize[1]; break;
-    case cudaDevAttrMaxSharedMemoryPerBlock: *value = static_cast<int>(p.sharedMemPerBlock); break;
-    case cudaDevAttrWarpSize: *value = p.warpSize; break;
-    case cudaDevAttrMultiProcessorCount: *value = p.multiProcessorCount; break;
-    case cudaDevAttrL2CacheSize: *value = p.l2CacheSize; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = p.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = p.minor; break;
-    default: return standin::fail(cudaErrorInvalidValue);
+    case cudaDevAttrMaxThreadsPerBlock:
+      *value = p.maxThreadsPerBlock;
+      break;
+    case cudaDevAttrMaxGridDimX:
+      *value = p.maxGridSize[0];
+      break;
+    case cudaDevAttrMaxGridDimY:
+      *value = p.maxGridSize[1];
+      break;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = static_cast<int>(p.sharedMemPerBlock);
+      break;
+    case cudaDevAttrWarpSize:
+      *value = p.warpSize;
+      break;
+    case cudaDevAttrMultiProcessorCount:
+      *value = p.multiProcessorCount;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = p.l2CacheSize;
+      break;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = p.major;
+      break;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = p.minor;
+      break;
+    default:
+      return standin::fail(cudaErrorInvalidValue);
   }
   return cudaSuccess;
 }

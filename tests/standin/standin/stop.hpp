@@ -18,6 +18,8 @@ inline constexpr int stop_status = 86;
   _exit(stop_status);
 }
 
-inline std::string count(std::size_t n, const char* what) { return std::to_string(n) + " " + what + (n == 1 ? "" : "s"); }
+inline std::string count(std::size_t n, const char* what) {
+  return std::to_string(n) + " " + what + (n == 1 ? "" : "s");
+}
 
 }  // namespace standin

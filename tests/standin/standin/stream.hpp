@@ -30,7 +30,7 @@ struct Work {
   std::function<void()> run;
   std::vector<Touched> touched;
   std::vector<Allocation*> pinned_written, pinned_read;  ///< host memory of queued copies
-  bool alone = false;  ///< a host copy: nothing unordered may use the same bytes
+  bool alone = false;                                    ///< a host copy: nothing unordered may use the same bytes
   std::vector<Wait> waits;
 };
 

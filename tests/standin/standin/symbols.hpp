@@ -73,10 +73,12 @@ class Symbols {
     kernel.name = status == 0 ? readable : mangled;
     std::free(readable);
     kernel.name = kernel.name.substr(0, kernel.name.find('('));
-    if (const auto space = kernel.name.find(' '); kernel.name.substr(0, space) == "void") kernel.name.erase(0, space + 1);
+    if (const auto space = kernel.name.find(' '); kernel.name.substr(0, space) == "void")
+      kernel.name.erase(0, space + 1);
     const std::string local = "_ZZ" + mangled.substr(2) + "E";
     for (const Elf64_Sym* s = begin_; s != end_; ++s)
-      if (ELF64_ST_TYPE(s->st_info) == STT_OBJECT && std::string_view(names_ + s->st_name).substr(0, local.size()) == local) {
+      if (ELF64_ST_TYPE(s->st_info) == STT_OBJECT &&
+          std::string_view(names_ + s->st_name).substr(0, local.size()) == local) {
         kernel.shared.push_back({reinterpret_cast<unsigned char*>(s->st_value + offset_), s->st_size});
         kernel.shared_bytes += s->st_size;
       }

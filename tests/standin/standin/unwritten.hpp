@@ -13,10 +13,10 @@ inline constexpr std::uint16_t unwritten_half = 0xfff9u;
 
 /// Whether these four bytes came out of unwritten memory: as it lies there, or after a conversion between the types.
 inline bool is_unwritten_word(std::uint32_t word) {
-  return word == 0xfff9fff9u     // any type as it lies; two neighbours that float rounded to bf16
-         || word == 0xfff90000u  // bf16 -> float
-         || word == 0xffff2000u  // f16 -> float; bf16 -> double, the upper half
-         || word == 0xffff3fffu  // float -> double, the upper half
+  return word == 0xfff9fff9u      // any type as it lies; two neighbours that float rounded to bf16
+         || word == 0xfff90000u   // bf16 -> float
+         || word == 0xffff2000u   // f16 -> float; bf16 -> double, the upper half
+         || word == 0xffff3fffu   // float -> double, the upper half
          || word == 0xffcfffcfu;  // double -> float
 }
 
