@@ -5,7 +5,6 @@
 #include <array>
 #include <cstring>
 #include <functional>
-#include <source_location>
 #include <vector>
 
 #include "machine.hpp"
@@ -18,12 +17,20 @@ namespace standin {
 
 inline constexpr unsigned warp_size = 32;
 
+/// A line of the program, as a default argument that the caller fills in.
+struct Site {
+  const char* file;
+  unsigned line;
+  static constexpr Site current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
 enum class State { ready, at_barrier, at_warp, finished };
 
 struct Thread {
   State state = State::ready;
-  const char* file = "";
-  unsigned line = 0;
+  Site at{"", 0};  ///< where it waits
   std::array<std::array<unsigned char, 8>, 2>
       exchanged{};  ///< by parity: a quick lane may already be at the next shuffle
   unsigned shuffles = 0;
@@ -73,9 +80,10 @@ class Block {
 
   void same_place(unsigned first, unsigned last, const char* what) const {
     for (unsigned t = first + 1; t < last; ++t)
-      if (threads[t].line != threads[first].line || std::strcmp(threads[t].file, threads[first].file) != 0)
+      if (threads[t].at.at.line != threads[first].at.at.line ||
+          std::strcmp(threads[t].at.at.file, threads[first].at.at.file) != 0)
         stop(kernel_ + ": " + what + " not reached by all threads: some wait at line " +
-             std::to_string(threads[first].line) + ", some at line " + std::to_string(threads[t].line));
+             std::to_string(threads[first].at.at.line) + ", some at line " + std::to_string(threads[t].at.at.line));
   }
 
   [[noreturn]] void stuck(unsigned barrier, unsigned finished) const {
@@ -85,7 +93,7 @@ class Block {
         stop(kernel_ + (barrier > 0 ? ": barrier" : ": shuffle") + " not reached by all threads: of " +
              std::to_string(n) + ", " + std::to_string(barrier) + " wait at __syncthreads, " +
              std::to_string(n - barrier - finished) + " at a shuffle, " + std::to_string(finished) +
-             " have returned; one waits at " + t.file + ":" + std::to_string(t.line));
+             " have returned; one waits at " + t.at.file + ":" + std::to_string(t.at.line));
     stop(kernel_ + ": no thread can go on");
   }
 
@@ -102,7 +110,7 @@ class Executor {
   virtual ~Executor() = default;
   virtual void run(Block& block, uint3 at, dim3 grid, dim3 size, const std::function<void()>& body) = 0;
   /// The calling thread waits in `state` until the block lets it go on.
-  virtual void wait(State state, const std::source_location& at) = 0;
+  virtual void wait(State state, Site at) = 0;
 };
 
 /// The block and the index of the thread that is being carried out; null outside kernels.

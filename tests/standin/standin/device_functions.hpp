@@ -6,12 +6,12 @@
 
 #include "block.hpp"
 
-inline void __syncthreads(const std::source_location at = std::source_location::current()) {
+inline void __syncthreads(standin::Site at = standin::Site::current()) {
   standin::require_kernel("__syncthreads");
   standin::current_executor->wait(standin::State::at_barrier, at);
 }
 
-inline void __syncwarp(unsigned mask = 0xffffffffu, const std::source_location at = std::source_location::current()) {
+inline void __syncwarp(unsigned mask = 0xffffffffu, standin::Site at = standin::Site::current()) {
   standin::require_kernel("__syncwarp");
   if (mask != 0xffffffffu) standin::stop("__syncwarp with a mask that is not full is not in the subset");
   standin::current_executor->wait(standin::State::at_warp, at);
@@ -21,7 +21,7 @@ namespace standin {
 
 /// What lane `source(lane)` of the warp holds; a source outside the lane's own group of `width` gives the lane its own.
 template <class T, class Source>
-T exchange(unsigned mask, T value, int width, Source source, const std::source_location& at) {
+T exchange(unsigned mask, T value, int width, Source source, Site at) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "a shuffle moves up to 8 bytes");
   require_kernel("a shuffle");
   if (mask != 0xffffffffu) stop("a shuffle with a mask that is not full is not in the subset");
@@ -48,26 +48,23 @@ T atomic_add(T* address, T value) {
 }  // namespace standin
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32,
-              const std::source_location at = std::source_location::current()) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, standin::Site at = standin::Site::current()) {
   return standin::exchange(
       mask, value, width, [&](int, int group) { return group + source % width; }, at);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   const std::source_location at = std::source_location::current()) {
+                   standin::Site at = standin::Site::current()) {
   return standin::exchange(
       mask, value, width, [&](int lane, int) { return lane + static_cast<int>(delta); }, at);
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 const std::source_location at = std::source_location::current()) {
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, standin::Site at = standin::Site::current()) {
   return standin::exchange(
       mask, value, width, [&](int lane, int) { return lane - static_cast<int>(delta); }, at);
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
-                  const std::source_location at = std::source_location::current()) {
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, standin::Site at = standin::Site::current()) {
   return standin::exchange(
       mask, value, width, [&](int lane, int) { return lane ^ lanes; }, at);
 }

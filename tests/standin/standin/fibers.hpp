@@ -36,10 +36,10 @@ class Fibers : public Executor {
     current_block = nullptr;
   }
 
-  void wait(State state, const std::source_location& at) override {
+  void wait(State state, Site at) override {
     const unsigned self = current_thread;
     Thread& t = block_->threads[self];
-    t.state = state, t.file = at.file_name(), t.line = at.line();
+    t.state = state, t.at = at;
     Fiber* fiber = running_;
     fiber_of_[self] = fiber;
     fiber->thread = self;

@@ -28,10 +28,10 @@ class Threads : public Executor {
     for (std::thread& thread : threads) thread.join();
   }
 
-  void wait(State state, const std::source_location& at) override {
+  void wait(State state, Site at) override {
     std::unique_lock lock(mutex_);
     Thread& t = block_->threads[current_thread];
-    t.state = state, t.file = at.file_name(), t.line = at.line();
+    t.state = state, t.at = at;
     stopped_running();
     changed_.wait(lock, [&] { return t.state == State::ready; });
   }
