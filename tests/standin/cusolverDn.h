@@ -39,9 +39,8 @@ inline cusolverStatus_t cusolverDnDestroyGesvdjInfo(gesvdjInfo_t info) {
 }
 inline cusolverStatus_t cusolverDnXgesvdjSetTolerance(gesvdjInfo_t, double) { return CUSOLVER_STATUS_SUCCESS; }
 inline cusolverStatus_t cusolverDnXgesvdjSetMaxSweeps(gesvdjInfo_t, int) { return CUSOLVER_STATUS_SUCCESS; }
-inline cusolverStatus_t cusolverDnXgesvdjSetSortEig(gesvdjInfo_t info, int sort) {
-  info->sorted = sort != 0;
-  return CUSOLVER_STATUS_SUCCESS;
+inline cusolverStatus_t cusolverDnXgesvdjSetSortEig(gesvdjInfo_t, int sort) {
+  return sort != 0 ? CUSOLVER_STATUS_SUCCESS : CUSOLVER_STATUS_NOT_SUPPORTED;  // always sorted
 }
 inline cusolverStatus_t cusolverDnCreateSyevjInfo(syevjInfo_t* info) {
   *info = new syevjInfo;
@@ -53,9 +52,8 @@ inline cusolverStatus_t cusolverDnDestroySyevjInfo(syevjInfo_t info) {
 }
 inline cusolverStatus_t cusolverDnXsyevjSetTolerance(syevjInfo_t, double) { return CUSOLVER_STATUS_SUCCESS; }
 inline cusolverStatus_t cusolverDnXsyevjSetMaxSweeps(syevjInfo_t, int) { return CUSOLVER_STATUS_SUCCESS; }
-inline cusolverStatus_t cusolverDnXsyevjSetSortEig(syevjInfo_t info, int sort) {
-  info->sorted = sort != 0;
-  return CUSOLVER_STATUS_SUCCESS;
+inline cusolverStatus_t cusolverDnXsyevjSetSortEig(syevjInfo_t, int sort) {
+  return sort != 0 ? CUSOLVER_STATUS_SUCCESS : CUSOLVER_STATUS_NOT_SUPPORTED;  // always sorted
 }
 
 #define DELTAW_STANDIN_T float

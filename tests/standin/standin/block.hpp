@@ -80,10 +80,9 @@ class Block {
 
   void same_place(unsigned first, unsigned last, const char* what) const {
     for (unsigned t = first + 1; t < last; ++t)
-      if (threads[t].at.at.line != threads[first].at.at.line ||
-          std::strcmp(threads[t].at.at.file, threads[first].at.at.file) != 0)
+      if (threads[t].at.line != threads[first].at.line || std::strcmp(threads[t].at.file, threads[first].at.file) != 0)
         stop(kernel_ + ": " + what + " not reached by all threads: some wait at line " +
-             std::to_string(threads[first].at.at.line) + ", some at line " + std::to_string(threads[t].at.at.line));
+             std::to_string(threads[first].at.line) + ", some at line " + std::to_string(threads[t].at.line));
   }
 
   [[noreturn]] void stuck(unsigned barrier, unsigned finished) const {

@@ -129,8 +129,8 @@ class Fibers : public Executor {
   }
 
   ucontext_t scheduler_;
-  const void* scheduler_stack_ = nullptr;
-  std::size_t scheduler_bytes_ = 0;
+  [[maybe_unused]] const void* scheduler_stack_ = nullptr;
+  [[maybe_unused]] std::size_t scheduler_bytes_ = 0;
   std::vector<std::unique_ptr<Fiber>> all_;
   std::vector<Fiber*> idle_, fiber_of_;
   Fiber* running_ = nullptr;

@@ -20,12 +20,8 @@ struct cusolverDnContext {
 };
 using cusolverDnHandle_t = cusolverDnContext*;
 /// Jacobi goes on until nothing turns, whatever tolerance and number of sweeps are asked for.
-struct gesvdjInfo {
-  bool sorted = true;
-};
-struct syevjInfo {
-  bool sorted = true;
-};
+struct gesvdjInfo {};
+struct syevjInfo {};
 using gesvdjInfo_t = gesvdjInfo*;
 using syevjInfo_t = syevjInfo*;
 
