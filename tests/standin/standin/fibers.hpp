@@ -2,11 +2,10 @@
 // The default executor: all threads of a block on one operating-system thread. A thread runs until it waits, so a kernel
 // without barriers is a plain loop; each thread that waits keeps a stack of its own.
 
-#include <ucontext.h>
-
 #include <memory>
 
 #include "block.hpp"
+#include "context.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -42,7 +41,6 @@ class Fibers : public Executor {
     t.state = state, t.at = at;
     Fiber* fiber = running_;
     fiber_of_[self] = fiber;
-    fiber->thread = self;
     leave(fiber);
     fiber_of_[self] = nullptr;
     enter(self);
@@ -50,9 +48,7 @@ class Fibers : public Executor {
 
  private:
   struct Fiber {
-    ucontext_t context;
-    Fibers* owner = nullptr;
-    unsigned thread = 0;
+    Context context;
     void* stack = nullptr;
     void* fake_stack = nullptr;
   };
@@ -68,25 +64,18 @@ class Fibers : public Executor {
   Fiber* make() {
     all_.push_back(std::make_unique<Fiber>());
     Fiber* fiber = all_.back().get();
-    fiber->owner = this;
     fiber->stack =
         mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fiber->stack == MAP_FAILED) stop("no memory for the stacks of a block");
     mprotect(fiber->stack, page, PROT_NONE);
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack;
-    fiber->context.uc_stack.ss_size = stack_bytes;
-    fiber->context.uc_link = nullptr;
-    const auto address = reinterpret_cast<std::uintptr_t>(fiber);
-    makecontext(&fiber->context, reinterpret_cast<void (*)()>(&start), 2, static_cast<unsigned>(address),
-                static_cast<unsigned>(address >> 32));
+    fiber->context.begin_at(&start, fiber->stack, stack_bytes);
     return fiber;
   }
 
   /// A fiber's life: it carries out threads that have not begun, one after another, and sleeps between blocks.
-  static void start(unsigned low, unsigned high) {
-    auto* fiber = reinterpret_cast<Fiber*>(static_cast<std::uintptr_t>(high) << 32 | low);
-    Fibers& owner = *fiber->owner;
+  static void start() {
+    Fibers& owner = *static_cast<Fibers*>(current_executor);
+    Fiber* fiber = owner.running_;
     owner.entered(fiber);
     for (;;) {
       while (owner.next_ < owner.order_.n) {
@@ -109,17 +98,17 @@ class Fibers : public Executor {
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, fiber->stack, stack_bytes);
-    swapcontext(&scheduler_, &fiber->context);
+    Context::go(scheduler_, fiber->context);
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #else
-    swapcontext(&scheduler_, &fiber->context);
+    Context::go(scheduler_, fiber->context);
 #endif
   }
   void leave(Fiber* fiber) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&fiber->fake_stack, scheduler_stack_, scheduler_bytes_);
 #endif
-    swapcontext(&fiber->context, &scheduler_);
+    Context::go(fiber->context, scheduler_);
     entered(fiber);
   }
   void entered([[maybe_unused]] Fiber* fiber) {
@@ -128,7 +117,7 @@ class Fibers : public Executor {
 #endif
   }
 
-  ucontext_t scheduler_;
+  Context scheduler_;
   [[maybe_unused]] const void* scheduler_stack_ = nullptr;
   [[maybe_unused]] std::size_t scheduler_bytes_ = 0;
   std::vector<std::unique_ptr<Fiber>> all_;

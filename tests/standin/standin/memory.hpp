@@ -4,9 +4,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "stop.hpp"
 #include "unwritten.hpp"
@@ -68,9 +70,8 @@ class Range {
     a.bytes = bytes;
     a.canary = static_cast<unsigned char>(0xa1 + 2 * (made_++ % 16));
     next_ += page_bytes + gap;
-    if (mprotect(a.pages, page_bytes, PROT_READ | PROT_WRITE) != 0) return nullptr;
+    if (!map_filled(a.pages, page_bytes)) return nullptr;
     std::memset(a.pages, a.canary, static_cast<std::size_t>(a.begin - a.pages));
-    fill(a.begin, bytes);
     std::memset(a.end(), a.canary, padded - bytes);
     DELTAW_STANDIN_POISON(a.pages, static_cast<std::size_t>(a.begin - a.pages));
     DELTAW_STANDIN_POISON(a.end(), padded - bytes);
@@ -109,12 +110,35 @@ class Range {
   }
 
  private:
-  static void fill(unsigned char* p, std::size_t bytes) {
-    const std::uint16_t half = unwritten_half;
-    const std::size_t chunk = std::size_t{1} << 16;
-    for (std::size_t i = 0; i < bytes && i < chunk; ++i) p[i] = reinterpret_cast<const unsigned char*>(&half)[i % 2];
-    for (std::size_t i = chunk; i < bytes; i += chunk) std::memcpy(p + i, p, bytes - i < chunk ? bytes - i : chunk);
+  /// Opens pages full of the unwritten pattern. Large memory maps one file of it over and over, copied where it is written:
+  /// most of a workspace is never touched.
+  static bool map_filled(unsigned char* pages, std::size_t bytes) {
+    if (bytes < pattern_bytes) {
+      if (mprotect(pages, bytes, PROT_READ | PROT_WRITE) != 0) return false;
+      std::memcpy(pages, pattern().data(), bytes);
+      return true;
+    }
+    static const int file = [] {
+      const int f = memfd_create("unwritten", 0);
+      if (f < 0 || write(f, pattern().data(), pattern_bytes) != static_cast<ssize_t>(pattern_bytes))
+        stop("no file in memory for the contents of new device memory");
+      return f;
+    }();
+    for (std::size_t i = 0; i < bytes; i += pattern_bytes)
+      if (mmap(pages + i, std::min(pattern_bytes, bytes - i), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file,
+               0) == MAP_FAILED)
+        return false;
+    return true;
   }
+  static const std::vector<unsigned char>& pattern() {
+    static const auto* bytes = [] {
+      auto* p = new std::vector<unsigned char>(pattern_bytes);
+      for (std::size_t i = 0; i < pattern_bytes; i += 2) std::memcpy(p->data() + i, &unwritten_half, 2);
+      return p;
+    }();
+    return *bytes;
+  }
+  static constexpr std::size_t pattern_bytes = std::size_t{1} << 20;
 
   std::size_t bytes_;
   unsigned char *base_ = nullptr, *next_ = nullptr;
