@@ -24,9 +24,10 @@ demo:
 	@.ci/deps demo
 	@SEEDS='$(SEEDS)' METHODS='$(METHODS)' DATA='$(DATA)' .ci/demo
 
+tune: SEEDS = 3
 tune:
 	@.ci/deps demo
-	@DATA='$(DATA)' .ci/demo --tune
+	@SEEDS='$(SEEDS)' METHODS='$(METHODS)' DATA='$(DATA)' .ci/demo --tune
 
 test:
 	@.ci/deps test

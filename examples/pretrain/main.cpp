@@ -19,7 +19,7 @@ namespace {
 struct Options {
   std::string data = examples::default_data_folder;
   std::string out = "base.safetensors";
-  long epochs = 10;
+  long epochs = 8;
   index_t batch = 128;
   double learning_rate = 2e-3;
   double weight_decay = 0.05;

@@ -168,11 +168,12 @@ struct Attention {
   double scale(ConstView<T> q) const { return 1 / std::sqrt(static_cast<double>(q.cols / heads)); }
 };
 
-/// Mean over the rows of -log softmax(logits)[label]. `gradient`, if there is one, becomes that of the logits.
+/// Sum over the rows of -log softmax(logits)[label], over `images`, the rows of the whole batch that these are part of.
+/// `gradient`, if there is one, becomes that of the logits.
 template <class T>
-double cross_entropy(ConstView<T> logits, std::span<const int> labels, View<T> gradient = {}) {
+double cross_entropy(ConstView<T> logits, std::span<const int> labels, index_t images, View<T> gradient = {}) {
   double loss = 0;
-  Eigen::Array<T, Eigen::Dynamic, 1> p(logits.cols);
+  Eigen::Array<T, Eigen::Dynamic, 1, 0, 64, 1> p(logits.cols);  // at most 64 classes
   for (index_t i = 0; i < logits.rows; ++i) {
     const index_t label = labels[static_cast<std::size_t>(i)];
     p = (row(logits, i) - row(logits, i).maxCoeff()).exp();
@@ -180,9 +181,9 @@ double cross_entropy(ConstView<T> logits, std::span<const int> labels, View<T> g
     loss -= std::log(std::max(static_cast<double>(p[label]), 1e-300));
     if (gradient.data == nullptr) continue;
     p[label] -= 1;
-    row(gradient, i) = p / T(logits.rows);
+    row(gradient, i) = p / T(images);
   }
-  return loss / static_cast<double>(logits.rows);
+  return loss / static_cast<double>(images);
 }
 
 /// How many rows have their largest element at the label.

@@ -131,13 +131,22 @@ class Vit {
     backward(patch_embed_, patches_, d_branch_.view(), d_y_, patch_embed_saved_);
   }
 
-  /// Forward, cross entropy and backward of one batch; returns the loss.
+  /// Forward, cross entropy and backward of one batch; returns the loss. It goes piece by piece, so that a piece's
+  /// activations stay in the cache, and few are kept at a time; the gradients are those of the whole batch.
   double accumulate_gradients(ConstView<T> patches, std::span<const int> labels, dw::Call call) {
+    constexpr index_t piece = 16;
+    const auto images = static_cast<index_t>(labels.size());
     call.training = true;
-    const auto logits = forward(patches, call);
-    const auto d_logits = d_logits_.resize(logits.rows, logits.cols);
-    const double loss = cross_entropy<T>(logits, labels, d_logits);
-    backward(d_logits);
+    double loss = 0;
+    for (index_t first = 0; first < images; first += piece) {
+      const index_t count = std::min(piece, images - first), first_token = first * shape_.tokens;
+      call.first_row = static_cast<std::uint64_t>(first_token);
+      const auto logits = forward(patches.row_range(first_token, count * shape_.tokens), call);
+      const auto d_logits = d_logits_.resize(count, shape_.classes);
+      const auto part = labels.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+      loss += cross_entropy<T>(logits, part, images, d_logits);
+      backward(d_logits);
+    }
     return loss;
   }
 

@@ -118,12 +118,14 @@ void starts_as_the_base() {
   for_each_problem<P, B, P>(Sizes{}, [&](auto& problem) {
     using Row = typename std::remove_reference_t<decltype(problem)>::RowType;
     if constexpr (Row::identity_at_init) {
-      Matrix before(problem.sizes.tokens, problem.sizes.out);
+      using Adapter = typename std::remove_reference_t<decltype(problem)>::Adapter;
+      problem.adapter = Adapter(problem.base.shape, problem.options);  // as new: what no initializer touches is neutral
+      problem.bind();
+      problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
+      const Matrix before = to_matrix(problem.y.view());
       dw::init::Kaiming{.seed = 3}(problem.ctx, problem.adapter, problem.base);
       dw::attach(problem.ctx, problem.adapter, problem.base);
       dw::prepare(problem.ctx, problem.adapter, problem.base);
-      problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
-      before = to_matrix(problem.y.view());
       problem.forward();
       CHECK(relative_error(problem.y.view(), before) == 0);
     }
@@ -135,6 +137,9 @@ void merges() {
   for_each_problem<P, B, Act>(Sizes{9, 7, 6}, [&](auto& problem) {
     using Row = typename std::remove_reference_t<decltype(problem)>::RowType;
     if constexpr (Row::mergeable) {
+      static_assert(
+          requires { &std::remove_reference_t<decltype(problem.adapter)>::delta_weight; },
+          "a row that is mergeable wants delta_weight, merge and unmerge");
       problem.saved.call.training = false;
       bool trains_bias = false;
       problem.adapter.for_each_parameter([&](auto& p) { trains_bias = trains_bias || p.role == dw::Role::Bias; });

@@ -98,8 +98,7 @@ struct Problem {
         adapter(base.shape, o) {
     std::mt19937 random(seed);
     for (auto* g : {&x, &w, &bias, &dy, &dx}) fill_random(g->view(), random);
-    if constexpr (requires { adapter.bind_weight(ctx, w.view(), w.view()); })
-      adapter.bind_weight(ctx, base.weight, base.bias);
+    bind();
     adapter.for_each_parameter([&](auto& p) {
       fill_random(p.value.view(), random);
       p.changed();
@@ -108,6 +107,12 @@ struct Problem {
     dw::prepare(ctx, adapter, base);
     dy_before = to_matrix(dy.view());
     saved.call = {.training = true, .step = 3, .micro_batch = 1};
+  }
+
+  /// The weight that methods like full fine-tuning train.
+  void bind() {
+    if constexpr (requires { adapter.bind_weight(ctx, w.view(), w.view()); })
+      adapter.bind_weight(ctx, base.weight, base.bias);
   }
 
   template <class T>

@@ -65,7 +65,7 @@ TEST_CASE("a step works in exactly the caller's memory, and one byte less is ref
 
 TEST_CASE("no temporary is of size tokens x features or out x in") {
   const Sizes sizes{4096, 80, 72};
-  for_each_problem<float, dw::Cpu, float>(sizes, [&](auto& problem) {
+  const auto check = [&](auto& problem) {
     problem.forward();
     problem.backward();
     // Rows of at most 256 tokens, and tokens x rank with the small ranks of the rows.
@@ -73,5 +73,7 @@ TEST_CASE("no temporary is of size tokens x features or out x in") {
         (256 * std::max(sizes.in, sizes.out) + sizes.tokens * 8) * static_cast<dw::index_t>(sizeof(float));
     CHECK(static_cast<dw::index_t>(problem.ctx.arena.high_water()) <= limit);
     CHECK(limit < sizes.tokens * sizes.in * static_cast<dw::index_t>(sizeof(float)) / 2);
-  });
+  };
+  for_each_problem<float, dw::Cpu, float>(sizes, check);
+  for_each_problem<float, dw::Cpu, dw::bf16>(sizes, check);
 }

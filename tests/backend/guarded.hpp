@@ -31,6 +31,23 @@ class Numbers {
   std::uint32_t state_;
 };
 
+/// The bits of every element, row after row, in hexadecimal: two views hold the same bits where these are equal.
+template <class T>
+std::string bits_of(dw::MatrixView<T> v) {
+  constexpr const char* digits = "0123456789abcdef";
+  const auto row_bytes = static_cast<std::size_t>(v.cols) * sizeof(T);
+  std::string text(2 * row_bytes * static_cast<std::size_t>(v.rows), '0');
+  char* out = text.data();
+  for (index_t i = 0; i < v.rows; ++i) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(v.row_range(i, 1).data);
+    for (std::size_t k = 0; k < row_bytes; ++k) {
+      *out++ = digits[bytes[k] / 16];
+      *out++ = digits[bytes[k] % 16];
+    }
+  }
+  return text;
+}
+
 template <class T>
 class Guarded {
  public:
@@ -76,14 +93,8 @@ class Guarded {
     return true;
   }
 
-  /// The elements' bytes, row after row.
-  std::string bits() const {
-    std::string bytes;
-    for (index_t i = 0; i < rows_; ++i)
-      bytes.append(reinterpret_cast<const char*>(memory_.data() + first_ + i * stride_),
-                   static_cast<std::size_t>(cols_) * sizeof(T));
-    return bytes;
-  }
+  /// The elements' bits, row after row.
+  std::string bits() const { return bits_of(const_view()); }
 
  private:
   static constexpr index_t guard = 64;

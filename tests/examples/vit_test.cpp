@@ -12,11 +12,11 @@ using Model = vit::Vit<double>;
 
 constexpr vit::Shape tiny{
     .patch_pixels = 3, .tokens = 5, .width = 6, .blocks = 2, .heads = 2, .mlp_ratio = 2, .classes = 4};
-constexpr index_t images = 3;
+constexpr index_t images = 18;  // more than one piece
 
 struct Batch {
   dw::Tensor<double> patches{images * tiny.tokens, tiny.patch_pixels};
-  std::vector<int> labels{2, 0, 3};
+  std::vector<int> labels{2, 0, 3, 1, 1, 2, 0, 0, 3, 2, 1, 3, 0, 2, 2, 1, 3, 0};
 };
 
 Batch make_batch(Model& model) {
@@ -39,7 +39,7 @@ void randomise(Model& model) {
 }
 
 double loss_of(Model& model, const Batch& batch) {
-  return vit::cross_entropy<double>(model.forward(batch.patches.view(), {.training = true}), batch.labels);
+  return vit::cross_entropy<double>(model.forward(batch.patches.view(), {.training = true}), batch.labels, images);
 }
 
 /// Relative error of the gradient of each trained tensor, norm by norm; the largest.

@@ -2,7 +2,7 @@
 
   peft_lora.py [DIR]          writes CASES into DIR, by default peft_lora/ beside this script: for each case the
                               checkpoint as peft saves it, and reference.safetensors, all in double
-  peft_lora.py --check DIR    DIR holds a checkpoint that deltaw wrote, and a reference.safetensors: loads the checkpoint
+  peft_lora.py --check DIR    DIR holds a checkpoint that deltaw wrote and a reference.safetensors: loads the checkpoint
                               into peft and exits with 1 and a reason unless the same outputs come out
 
 reference.safetensors: base.NAME.weight and .bias (before adaptation), x, y, dy (the gradient of the loss, sum(y * dy)),

@@ -140,6 +140,31 @@ TEST_CASE("a step counts, marks the parameter changed and leaves the gradient as
   CHECK(elements(p.grad) == std::vector<double>(15));
 }
 
+TEST_CASE("a gradient or a moment of another shape is refused, by name, before any parameter moves") {
+  Cpu::Context ctx;
+  Bag<double> bag;
+  bag.add("first", 3, 2, 1);
+  auto& second = bag.add("second", 3, 2, 2);
+  second.owner = "head";
+  bag.fill_gradients(3);
+  const State before(bag);
+  Optimizer<AdamW> optimizer;
+  second.grad.resize(2, 3);
+  CHECK(message_of<dw::ShapeError>([&] { optimizer.step(ctx, bag); }) ==
+        "Optimizer.step: gradient of 'head.second': got 2 x 3, want 3 x 2");
+  second.grad = {};
+  CHECK(message_of<dw::ShapeError>([&] { optimizer.step(ctx, bag); }) ==
+        "Optimizer.step: gradient of 'head.second': got 0 x 0, want 3 x 2");
+  CHECK(State(bag) == before);
+
+  second.grad.resize(3, 2);
+  second.slot("exp_avg_sq").resize(2, 2);
+  CHECK(message_of<dw::ShapeError>([&] { optimizer.step(ctx, bag); }) == "adamw: v.rows (rows): got 2, want 3");
+  second.slot("momentum_buffer").resize(3, 1);
+  CHECK(message_of<dw::ShapeError>([&] { Optimizer<Sgd>(Sgd{.momentum = 0.5}).step(ctx, bag); }) ==
+        "sgd: momentum.cols (columns): got 1, want 2");
+}
+
 TEST_CASE("SGD keeps a momentum only if it has one") {
   Cpu::Context ctx;
   Bag<float> bag;
@@ -173,9 +198,9 @@ TEST_CASE("an optimizer refuses what it cannot use, by name, and keeps what it h
         "Optimizer: max_gradient_norm: got nan, want 0 or more");
   Optimizer<AdamW> optimizer;
   CHECK(message_of<dw::OptionError>([&] { optimizer.set_loss_scale(0); }) ==
-        "Optimizer.set_loss_scale: scale: got 0, want finite and above 0");
+        "Optimizer.set_loss_scale: scale: got 0, want finite, above 0, with a finite inverse");
   CHECK(message_of<dw::OptionError>([&] { optimizer.set_loss_scale(infinity); }) ==
-        "Optimizer.set_loss_scale: scale: got inf, want finite and above 0");
+        "Optimizer.set_loss_scale: scale: got inf, want finite, above 0, with a finite inverse");
   CHECK(message_of<dw::OptionError>([&] { optimizer.set_learning_rate(not_a_number); }) ==
         "AdamW: learning_rate: got nan, want finite and 0 or more");
   CHECK(optimizer.rule().learning_rate == 1e-3);

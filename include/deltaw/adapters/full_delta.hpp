@@ -33,6 +33,13 @@ class FullDelta {
 
   FullDelta(LinearShape shape, Options options) : shape_(shape), options_(options) { check_shape("FullDelta", shape); }
 
+  /// A copy trains no weight until it is bound: two would train one memory without knowing of each other.
+  FullDelta(const FullDelta& other) : FullDelta(other.shape_, other.options_) {}
+  FullDelta& operator=(const FullDelta& other) { return *this = FullDelta(other); }
+  FullDelta(FullDelta&&) noexcept = default;
+  FullDelta& operator=(FullDelta&&) noexcept = default;
+  ~FullDelta() = default;
+
   static index_t parameter_count(LinearShape shape, const Options& o) {
     return shape.out_features * (shape.in_features + (o.bias ? 1 : 0));
   }
@@ -44,6 +51,7 @@ class FullDelta {
     check_view("FullDelta.bind_weight", "weight", weight, shape_.out_features, shape_.in_features, "out_features",
                "in_features");
     if (!bias.empty()) check_view("FullDelta.bind_weight", "bias", bias, 1, shape_.out_features, "1", "out_features");
+    stored_weight_ = stored_bias_ = {};
     bind(ctx, weight_, "weight", Role::Weight, weight, stored_weight_);
     has_bias_ = options_.bias && !bias.empty();
     if (has_bias_) bind(ctx, bias_, "bias", Role::Bias, bias, stored_bias_);

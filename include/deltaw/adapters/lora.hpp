@@ -79,11 +79,14 @@ class Lora {
                 MatrixView<Act, Space> dx, Saved& saved) {
     check_backward(x, dy, dx, saved);
     typename Arena<Space>::Mark mark(ctx.arena);
-    auto h = dx.data == nullptr ? saved.h.resize(dy.rows, rank()) : B::template temp<P>(ctx, dy.rows, rank());
-    if (b_.trained) B::gemm(ctx, 1, t(dy), saved.z.view(), 1, b_.grad.view());              // dB += dY^T Z
-    if (options_.bias && bias_.trained) B::col_sum(ctx, scale_, dy, bias_.grad.view());     // db += s colsum(dY)
-    B::gemm(ctx, scale_, dy, b_.value.view(), 0, h);                                        // H = s dY B
-    if (dx.data != nullptr) dropout_.add_product(ctx, h, a_.value.view(), dx, saved.call);  // dX += D'(H A)
+    auto h = !is_given(dx) ? saved.h.resize(dy.rows, rank()) : B::template temp<P>(ctx, dy.rows, rank());
+    if (b_.trained) B::gemm(ctx, 1, t(dy), saved.z.view(), 1, b_.grad.view());           // dB += dY^T Z
+    if (options_.bias && bias_.trained) B::col_sum(ctx, scale_, dy, bias_.grad.view());  // db += s colsum(dY)
+    B::gemm(ctx, scale_, dy, b_.value.view(), 0, h);                                     // H = s dY B
+    if (is_given(dx)) {
+      dropout_.add_product(ctx, h, a_.value.view(), dx, saved.call);  // dX += D'(H A)
+      saved.h.resize(0, 0);
+    }
     if (!a_.trained) return;
     dropout_.for_each_tile(ctx, x, saved.call, [&](auto xd, index_t first) {
       B::gemm(ctx, 1, t(h.row_range(first, xd.rows)), xd, 1, a_.grad.view());  // dA += H^T D(X)
@@ -92,8 +95,11 @@ class Lora {
 
   /// dX += D'(H A), after a `backward` that was given no dx.
   void backward_input(Context& ctx, const Base&, MatrixView<Act, Space> dx, Saved& saved) const {
+    if (saved.h.empty() && !dx.empty())
+      raise<StaleError>("Lora.backward_input", "saved.h: got none, want a backward without dx just before");
     check_view("Lora.backward_input", "dx", dx, saved.h.rows(), shape_.in_features, "tokens", "in_features");
     dropout_.add_product(ctx, std::as_const(saved.h).view(), a_.value.view(), dx, saved.call);
+    saved.h.resize(0, 0);
   }
 
   /// out = s B A.
@@ -146,8 +152,8 @@ class Lora {
                       const Saved& saved) const {
     check_view("Lora.backward", "dy", dy, saved.z.rows(), shape_.out_features, "tokens of the forward", "out_features");
     if (a_.trained) check_call("Lora.backward", shape_, x, "x", dy, "dy");
-    if (dx.data != nullptr) check_call("Lora.backward", shape_, dx, "dx", dy, "dy");
-    if (dx.data != nullptr && a_.trained) check_no_alias("Lora.backward", "x", x, "dx", dx);
+    if (is_given(dx)) check_call("Lora.backward", shape_, dx, "dx", dy, "dy");
+    if (is_given(dx) && a_.trained) check_no_alias("Lora.backward", "x", x, "dx", dx);
   }
 
   template <class W>

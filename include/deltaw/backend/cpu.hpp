@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <string_view>
+#include <type_traits>
 
 #include "deltaw/backend/cpu_gemm.hpp"
 #include "deltaw/backend/cpu_update.hpp"
@@ -40,6 +41,8 @@ struct Cpu {
   /// C = alpha A B + beta C; A or B may be `t(view)`, the types may be mixed. beta = 0 never reads C.
   template <class A, class B, class T>
   static void gemm(Context& ctx, double alpha, A a, B b, double beta, MatrixView<T, Host> c) {
+    static_assert(!std::is_const_v<T>,
+                  "deltaw: a product is written into memory that is const, a frozen weight perhaps");
     cpu_detail::gemm(ctx.arena, alpha, cpu_detail::operand(a), cpu_detail::operand(b), beta, c);
   }
 
@@ -164,6 +167,9 @@ struct Cpu {
   template <class T>
   static void adamw(Context&, const AdamWUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
                     MatrixView<T, Host> m, MatrixView<T, Host> v) {
+    check_view("adamw", "gradient", gradient, value.rows, value.cols);
+    check_view("adamw", "m", m, value.rows, value.cols);
+    check_view("adamw", "v", v, value.rows, value.cols);
     cpu_detail::adamw(u, value, gradient, m, v);
   }
 
@@ -172,6 +178,8 @@ struct Cpu {
   template <class T>
   static void sgd(Context&, const SgdUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
                   MatrixView<T, Host> momentum) {
+    check_view("sgd", "gradient", gradient, value.rows, value.cols);
+    if (!momentum.empty()) check_view("sgd", "momentum", momentum, value.rows, value.cols);
     cpu_detail::sgd(u, value, gradient, momentum);
   }
 

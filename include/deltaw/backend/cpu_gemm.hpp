@@ -126,36 +126,38 @@ Operand<C> converted(Arena<Host>& arena, Operand<T> o) {
   }
 }
 
-inline constexpr index_t tile_rows = 256;  ///< no temporary of ours is taller
+inline constexpr index_t tile_size = 256;  ///< no tile is larger, either way
 
-/// C = alpha A B + beta C for any mix of types: tiles of at most 256 rows and columns are converted to the wider type.
+/// C = alpha A B + beta C for any mix of types: tiles of at most 256 x 256 are converted to the wider type.
 template <class TA, class TB, class TC>
 void mixed_product(Arena<Host>& arena, double alpha, Operand<TA> a, Operand<TB> b, double beta,
                    MatrixView<TC, Host> c) {
   using C = std::common_type_t<compute_t<TA>, compute_t<TB>, compute_t<TC>>;
-  Arena<Host>::Mark all(arena);
-  const index_t row_step = std::is_same_v<C, TA> && std::is_same_v<C, TC> ? c.rows : tile_rows;
-  const index_t col_step = std::is_same_v<C, TB> && std::is_same_v<C, TC> ? c.cols : tile_rows;
-  for (index_t j = 0; j < c.cols; j += col_step) {
-    Arena<Host>::Mark column(arena);
-    const index_t cols = std::min(col_step, c.cols - j);
-    const auto right = converted<C>(arena, b.cols_from(j, cols));
+  constexpr bool same_a = std::is_same_v<C, TA>, same_b = std::is_same_v<C, TB>, same_c = std::is_same_v<C, TC>;
+  const index_t row_step = same_a && same_c ? c.rows : tile_size;
+  const index_t col_step = same_b && same_c ? c.cols : tile_size;
+  const index_t inner_step = same_a && same_b ? a.cols : tile_size;
+  for (index_t j = 0; j < c.cols; j += col_step)
     for (index_t i = 0; i < c.rows; i += row_step) {
-      Arena<Host>::Mark row(arena);
-      const index_t rows = std::min(row_step, c.rows - i);
-      const auto left = converted<C>(arena, a.rows_from(i, rows));
+      Arena<Host>::Mark mark(arena);
+      const index_t rows = std::min(row_step, c.rows - i), cols = std::min(col_step, c.cols - j);
       const auto block = c.row_range(i, rows).col_range(j, cols);
-      if constexpr (std::is_same_v<C, TC>) {
-        product<C>(alpha, left, right, beta, block);
-      } else {
-        auto sum = arena.template take<C>(rows, cols);
-        product<C>(alpha, left, right, 0, sum);
+      const auto sum = [&] {
+        if constexpr (same_c) return block;
+        if constexpr (!same_c) return arena.template take<C>(rows, cols);
+      }();
+      for (index_t k = 0; k < a.cols; k += inner_step) {
+        Arena<Host>::Mark tile(arena);
+        const index_t inner = std::min(inner_step, a.cols - k);
+        const auto left = converted<C>(arena, a.rows_from(i, rows).cols_from(k, inner));
+        const auto right = converted<C>(arena, b.rows_from(k, inner).cols_from(j, cols));
+        product<C>(alpha, left, right, k > 0 ? 1 : same_c ? beta : 0, sum);
+      }
+      if constexpr (!same_c)
         for (index_t u = 0; u < rows; ++u)
           for (index_t v = 0; v < cols; ++v)
             block(u, v) = TC(beta == 0 ? sum(u, v) : sum(u, v) + static_cast<C>(beta) * C(block(u, v)));
-      }
     }
-  }
 }
 
 /// C = alpha A B + beta C. Shapes are checked, C may share no memory with A or B, and beta = 0 never reads C.

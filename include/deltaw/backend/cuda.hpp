@@ -214,7 +214,7 @@ void Cuda::map(Context& ctx, F f, MatrixView<T, Device> out, MatrixView<In, Devi
   const cuda_detail::Tiling tiling{row_width(packed ? out.cols / pack : out.cols), packed ? pack : 1};
   const dim3 grid(blocks(out.cols, tiling.width * tiling.pack),
                   grid_rows(out.rows, cuda_detail::block_size / tiling.width));
-  const auto input = [](auto v) {
+  [[maybe_unused]] const auto input = [](auto v) {
     using Value = std::remove_const_t<std::remove_pointer_t<decltype(v.data)>>;
     return cuda_detail::Input<Value>{v.data, v.rows == 1 ? 0 : v.stride, v.cols == 1 ? 0 : 1};
   };

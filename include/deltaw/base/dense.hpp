@@ -36,6 +36,7 @@ class DenseLinear {
                                                                      MatrixView<Act, Space> y) const {
     check_view("DenseLinear.forward", "x", x, y.rows, shape.in_features, "tokens", "in_features");
     check_view("DenseLinear.forward", "y", y, x.rows, shape.out_features, "tokens", "out_features");
+    check_no_alias("DenseLinear.forward", "x", x, "y", y);
     if (bias.data != nullptr) {
       B::fill(ctx, y, 0);
       B::map(ctx, Add{}, y, ConstMatrixView<std::remove_const_t<Bias>, Space>(bias));

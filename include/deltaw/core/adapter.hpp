@@ -68,13 +68,14 @@ void finish(Context& ctx, A& adapter, const Base& base) {
   if constexpr (requires(const typename A::Base& b) { adapter.finish(ctx, b); })
     adapter.finish(ctx, typename A::Base(base));
 }
-/// What the base must be fed: x itself for methods that leave the input alone.
-template <class A, class Context, class View>
-View rewrite_input(Context& ctx, const A& adapter, View x, typename A::Saved& saved) {
-  if constexpr (requires { adapter.rewrite_input(ctx, x, saved); }) {
-    return adapter.rewrite_input(ctx, x, saved);
+/// Whether the method trains the base's own weight (`bind_weight`): no initializer may touch that.
+template <class A>
+bool trains_base(const A& adapter) {
+  using View = MatrixView<typename A::Activation, typename A::Backend::Space>;
+  if constexpr (requires { adapter.trains_base(); }) {
+    return adapter.trains_base();
   } else {
-    return x;
+    return requires(A & a, typename A::Backend::Context & ctx, View w) { a.bind_weight(ctx, w, w); };
   }
 }
 
@@ -98,6 +99,12 @@ std::uint64_t version_of(const A& parameters) {
   std::uint64_t sum = 0;
   parameters.for_each_parameter([&](const auto& p) { sum += p.version; });
   return sum;
+}
+
+/// Whether the caller gave a dx (or an x): a view of no memory and no rows stands for none.
+template <class T, class Space>
+bool is_given(MatrixView<T, Space> view) {
+  return view.data != nullptr || view.rows != 0;
 }
 
 /// The checks every public forward and backward begins with, on host data only.

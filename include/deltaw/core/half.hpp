@@ -8,13 +8,25 @@
 
 namespace deltaw {
 
+namespace detail {
+/// A float whose last bit is set where anything was lost, so that rounding it again rounds `value` itself correctly.
+DELTAW_HD constexpr float round_to_odd(double value) {
+  const auto nearest = static_cast<float>(value);
+  const double back = nearest;
+  const auto bits = bit_copy<std::uint32_t>(nearest);
+  if (back == value || value != value || (bits & 1u) != 0) return nearest;
+  const bool away = (back > value) == (value > 0);  // the float is farther from 0 than the value
+  return bit_copy<float>(away ? bits - 1 : bits + 1);
+}
+}  // namespace detail
+
 /// bfloat16: the upper half of a float, rounded to nearest even; NaN stays NaN.
 struct bf16 {
   std::uint16_t bits = 0;
 
   constexpr bf16() = default;
   DELTAW_HD constexpr explicit bf16(float value) : bits(round(bit_copy<std::uint32_t>(value))) {}
-  DELTAW_HD constexpr explicit bf16(double value) : bf16(static_cast<float>(value)) {}
+  DELTAW_HD constexpr explicit bf16(double value) : bf16(detail::round_to_odd(value)) {}
   DELTAW_HD constexpr operator float() const { return bit_copy<float>(static_cast<std::uint32_t>(bits) << 16); }
   DELTAW_HD static constexpr bf16 from_bits(std::uint16_t b) {
     bf16 h;
@@ -36,7 +48,7 @@ struct f16 {
 
   constexpr f16() = default;
   DELTAW_HD constexpr explicit f16(float value) : bits(round(value)) {}
-  DELTAW_HD constexpr explicit f16(double value) : f16(static_cast<float>(value)) {}
+  DELTAW_HD constexpr explicit f16(double value) : f16(detail::round_to_odd(value)) {}
   DELTAW_HD constexpr operator float() const {
     const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
     const std::uint32_t magnitude = bits & 0x7fffu;

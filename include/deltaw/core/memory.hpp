@@ -207,7 +207,8 @@ class Arena {
     return block;
   }
   void begin() {
-    if (depth_++ == 0 && !borrowed_ && high_water_ > capacity_) grow(high_water_);
+    if (depth_ == 0 && !borrowed_ && high_water_ > capacity_) grow(high_water_);  // may throw: before it counts
+    ++depth_;
   }
   void end(std::size_t used) {
     used_ = used;

@@ -50,6 +50,8 @@ struct Parameter {
       : name(std::move(name_)), role(role_), rank_axis(axis), value(rows, cols), grad(rows, cols) {}
 
   void changed() { ++version; }
+  /// "layer.name", or the name alone where no AdapterSet has named the layer.
+  std::string full_name() const { return owner.empty() ? name : owner + "." + name; }
 
   /// The slot of that name, made (zero, shaped as the value) at first use.
   Tensor<T, Space>& slot(std::string_view slot_name) {

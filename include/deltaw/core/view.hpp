@@ -123,6 +123,8 @@ void check_view(std::string_view where, std::string_view name, MatrixView<T, Spa
   auto label = [&](std::string_view part, std::string_view meaning) {
     return std::string(name).append(".").append(part).append(" (").append(meaning).append(")");
   };
+  if (v.rows < 0) raise_mismatch<ShapeError>(where, label("rows", rows_name), v.rows, "0 or more");
+  if (v.cols < 0) raise_mismatch<ShapeError>(where, label("cols", cols_name), v.cols, "0 or more");
   if (v.rows != rows) raise_mismatch<ShapeError>(where, label("rows", rows_name), v.rows, std::to_string(rows));
   if (v.cols != cols) raise_mismatch<ShapeError>(where, label("cols", cols_name), v.cols, std::to_string(cols));
   if (v.rows > 1 && v.stride < v.cols)

@@ -14,12 +14,14 @@ template <class A, class Param>
 RandomKey parameter_key(std::uint64_t seed, const A& adapter, const Param& p) {
   std::uint64_t layer = 0;
   if constexpr (requires { adapter.options().layer; }) layer = adapter.options().layer;
+  if constexpr (requires { adapter.layer(); }) layer = adapter.layer();  // of a type-erased one
   return RandomKey{seed}.fold(layer).fold(name_hash(p.name));
 }
 
-/// Down factors get `fill(parameter, key)`, up factors and biases 0, the rest stays. Shared by all inits of this kind.
+/// Down factors get `fill(parameter, key)`, up factors and biases 0, the rest stays, as does a base that is trained itself. Shared by all inits of this kind.
 template <class A, class Fill>
 void fill_down_zero_up(typename A::Backend::Context& ctx, A& adapter, std::uint64_t seed, Fill fill) {
+  if (trains_base(adapter)) return;
   adapter.for_each_parameter([&](auto& p) {
     if (p.role == Role::Down) fill(p, parameter_key(seed, adapter, p));
     if (p.role == Role::Up || p.role == Role::Bias) A::Backend::fill(ctx, p.value.view(), 0);

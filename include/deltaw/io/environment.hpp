@@ -1,5 +1,6 @@
 #pragma once
-// What the last bits of a result depend on besides the program: recorded in a training state, compared when it is resumed.
+// What the last bits of a result depend on besides the program: recorded in a training state, compared when it is
+// resumed.
 
 #include <array>
 #include <string>
@@ -49,8 +50,8 @@ inline namespace environment_with_cblas {
 inline namespace environment_with_eigen {
 #endif
 
-/// Of this program, as it runs now. OpenBLAS is asked for its configuration, core and threads; with another BLAS the caller
-/// fills in `blas`, `core` and `threads`, if they are to be compared.
+/// Of this program, as it runs now. OpenBLAS is asked for its configuration, core and threads; with another BLAS the
+/// caller fills in `blas`, `core` and `threads`, if they are to be compared.
 template <int vector_bits = detail::vector_bits>
 Environment current_environment() {
   Environment e{.version = std::string(version),

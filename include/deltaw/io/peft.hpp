@@ -37,14 +37,15 @@ inline constexpr std::uint64_t note_format = 1;
 
 }  // namespace detail
 
-/// Writes the adapter of that name, and with it the modules trained whole and the parameters beside the layers, into `dir`
-/// (made if need be). Values are written as F32 or F64, as the parameters are. The scale that `set_scale` gave at run
-/// time is not part of a checkpoint: alpha is the one that was trained with.
+/// Writes the adapter of that name, and with it the modules trained whole and the parameters beside the layers, into
+/// `dir` (made if need be). Values are written as F32 or F64, as the parameters are. The scale that `set_scale` gave at
+/// run time is not part of a checkpoint: alpha is the one that was trained with.
 ///
-/// Throws, before anything is written: NameError (no such adapter), UnsupportedError (a method that PEFT has not, shards),
-/// NonFiniteError, StaleError (a weight trained whole that is merged with others' deltas), FileError. The tensors are
-/// replaced first, then the configuration, each at once; a machine that stops just between the two leaves the new tensors
-/// beside the old configuration, which matters only if the two differ in alpha or rslora and in nothing that has a shape.
+/// Throws, before anything is written: NameError (no such adapter), UnsupportedError (a method that PEFT has not,
+/// shards), NonFiniteError, StaleError (a weight trained whole that is merged with others' deltas), FileError. The
+/// tensors are replaced first, then the configuration, each at once; a machine that stops just between the two leaves
+/// the new tensors beside the old configuration, which matters only if the two differ in alpha or rslora and in nothing
+/// that has a shape.
 template <class P, class B, class Act>
 void save_peft(const AdapterSet<P, B, Act>& set, std::string_view adapter_name, const std::filesystem::path& dir,
                const PeftInfo& info = {}) {
@@ -91,8 +92,9 @@ inline bool lists_module(const Names& modules_to_save, std::string_view module) 
                      [&](const std::string& entry) { return deltaw::detail::within(entry, module); });
 }
 
-/// PEFT lists modules to save that a model may not have ("classifier", "score"), and lists what is no linear layer. What
-/// is left are the entries that name layers of the set, and those for which the file has tensors that nobody takes.
+/// PEFT lists modules to save that a model may not have ("classifier", "score"), and lists what is no linear layer.
+/// What is left are the entries that name layers of the set, and those for which the file has tensors that nobody
+/// takes.
 template <class Set>
 Names layers_to_save(const Names& listed, const Set& set, const SafetensorsReader& reader) {
   Names kept;
@@ -112,7 +114,8 @@ Names layers_to_save(const Names& listed, const Set& set, const SafetensorsReade
   return kept;
 }
 
-/// Which modules get which rank and alpha by PEFT's own rules, as a request that `AdapterSet::adapt` reads the same way.
+/// Which modules get which rank and alpha by PEFT's own rules, as a request that `AdapterSet::adapt` reads the same
+/// way.
 template <class Set>
 AdaptRequest request_of(const PeftConfig& config, std::string_view adapter, const Set& set,
                         const SafetensorsReader& reader) {
@@ -207,7 +210,8 @@ inline void check_keys(const SafetensorsReader& reader, const std::vector<PeftEn
     raise_mismatch<NameError>(reader.file(), "tensors", first_names(unexpected) + ", which nothing here takes", all);
 }
 
-/// Throws ShapeError where the tensors of one module disagree on its rank, or agree on another than the configuration's.
+/// Throws ShapeError where the tensors of one module disagree on its rank, or agree on another than the
+/// configuration's.
 inline void check_ranks(const SafetensorsReader& reader, const std::vector<PeftEntry>& entries) {
   struct Rank {
     std::uint64_t got;
@@ -275,15 +279,15 @@ std::map<std::string, std::vector<P>> read_values(const SafetensorsReader& reade
 
 }  // namespace detail
 
-/// Reads the checkpoint in `dir` into the adapter of that name. If the set has none, it is made as the configuration says
-/// (targets, ranks and alphas by PEFT's rules); if it has one, the checkpoint must describe the same. F64, F32, F16 and
-/// BF16 are converted to the type of the parameters. Optimizer state of what is loaded starts anew; a layer that is
-/// trained whole and stored in 16 bits takes its values at the next `prepare`.
+/// Reads the checkpoint in `dir` into the adapter of that name. If the set has none, it is made as the configuration
+/// says (targets, ranks and alphas by PEFT's rules); if it has one, the checkpoint must describe the same. F64, F32,
+/// F16 and BF16 are converted to the type of the parameters. Optimizer state of what is loaded starts anew; a layer
+/// that is trained whole and stored in 16 bits takes its values at the next `prepare`.
 ///
-/// Strict: every tensor must be taken and none may be missing. Throws FileError, FormatError (a malformed file, a pickle, a
-/// type that is no number of ours, another base, a file newer than this library), UnsupportedError (a method or field that
-/// we do not have), OptionError, NameError (missing or unexpected tensors, a target that matches nothing), ShapeError,
-/// NonFiniteError, StaleError (a merged layer); nothing has changed then.
+/// Strict: every tensor must be taken and none may be missing. Throws FileError, FormatError (a malformed file, a
+/// pickle, a type that is no number of ours, another base, a file newer than this library), UnsupportedError (a method
+/// or field that we do not have), OptionError, NameError (missing or unexpected tensors, a target that matches
+/// nothing), ShapeError, NonFiniteError, StaleError (a merged layer); nothing has changed then.
 template <class P, class B, class Act>
 void load_peft(typename B::Context& ctx, AdapterSet<P, B, Act>& set, std::string_view adapter_name,
                const std::filesystem::path& dir, PeftLoadOptions options = {}) {

@@ -100,10 +100,14 @@ inline std::string shown(const OrderedJson& value) {
   return text.size() > limit ? text.substr(0, limit) + "..." : text;
 }
 
+inline bool is_empty_text(const OrderedJson& value) {
+  return value.is_string() && value.get_ref<const std::string&>().empty();
+}
+
 /// Null, false, or empty, also inside: a field that asks for nothing.
 inline bool asks_nothing(const OrderedJson& value) {
   if (value.is_structured()) return std::all_of(value.begin(), value.end(), asks_nothing);
-  return value.is_null() || value == false || value == "";
+  return value.is_null() || value == false || is_empty_text(value);
 }
 
 /// Takes the file apart, field by field, and refuses what is left unless it asks for nothing.
@@ -207,7 +211,7 @@ class PeftConfigReader {
   }
   std::vector<std::string> texts(std::string_view key, bool single = false) {
     return list(key, single, [&](const OrderedJson& item) {
-      if (!item.is_string() || item == "") mismatch(key, item, "names that are not empty");
+      if (!item.is_string() || is_empty_text(item)) mismatch(key, item, "names that are not empty");
       return item.get<std::string>();
     });
   }
@@ -278,8 +282,8 @@ class PeftConfigReader {
 }  // namespace detail
 
 /// Takes the text of an adapter_config.json apart; `file` stands in messages. Throws FormatError for malformed JSON and
-/// for fields of a wrong type or value, UnsupportedError for a peft_type, and for any field, known or not, that asks for
-/// something which we do not have: ignoring it would compute something else.
+/// for fields of a wrong type or value, UnsupportedError for a peft_type, and for any field, known or not, that asks
+/// for something which we do not have: ignoring it would compute something else.
 inline PeftConfig parse_peft_config(std::string_view file, std::string_view text) {
   parse_json(file, text);  // for its checks; the order of a pattern's keys counts, and only the other type keeps it
   return detail::PeftConfigReader(file, nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false))
@@ -339,8 +343,8 @@ nlohmann::json list_or_null(const List& list) {
 
 }  // namespace detail
 
-/// The text of the adapter_config.json that describes `config`: two spaces of indent, sorted keys, and no field that came
-/// late to PEFT unless it is needed, since old versions refuse fields that they do not know.
+/// The text of the adapter_config.json that describes `config`: two spaces of indent, sorted keys, and no field that
+/// came late to PEFT unless it is needed, since old versions refuse fields that they do not know.
 inline std::string peft_config_text(const PeftConfig& config) {
   const detail::PeftMethod& method = detail::peft_method("peft_config_text", config.method);
   const Targets& targets = config.targets;

@@ -51,19 +51,22 @@ PeftEntry entry_of(std::string_view module, const Param& p) {
   return {std::string(module), p.name, p.value.rows(), p.value.cols(), p.value.rows() == 1 && !matrix, p.rank_axis};
 }
 
-/// Something that is no linear layer, by a name of its own such as "norm.weight"; one row is a vector in PEFT.
+/// Something that is no linear layer, by a name of its own such as "norm.weight"; one row is a vector in PEFT. A name
+/// without a dot has no module, and no place in a checkpoint.
 template <class Param>
 PeftEntry extra_entry(const Param& p) {
   const std::size_t dot = p.name.rfind('.');
-  if (dot == std::string::npos || dot == 0)
-    raise_mismatch<UnsupportedError>("PEFT checkpoint", "name of a parameter beside the layers", quote(p.name),
-                                     "the name of a module, a dot, and its own, such as 'norm.weight'");
-  return {p.name.substr(0, dot), p.name.substr(dot + 1), p.value.rows(),
-          p.value.cols(),        p.value.rows() == 1,    RankAxis::None};
+  const bool dotted = dot != std::string::npos;
+  return {dotted ? p.name.substr(0, dot) : "",
+          dotted ? p.name.substr(dot + 1) : p.name,
+          p.value.rows(),
+          p.value.cols(),
+          p.value.rows() == 1,
+          RankAxis::None};
 }
 
-/// f(entry, parameter) for all that belongs to the checkpoint of one adapter: its parameters on the layers `selected`, then
-/// the parameters beside the layers that `wanted(module)`.
+/// f(entry, parameter) for all that belongs to the checkpoint of one adapter: its parameters on the layers `selected`,
+/// then the parameters beside the layers that `wanted(module)`.
 template <class Set, class Wanted, class F>
 void for_each_peft_entry(Set& set, std::string_view adapter, const std::vector<Selected>& selected, Wanted wanted,
                          F f) {
@@ -114,6 +117,9 @@ PeftConfig config_of(const Set& set, std::string_view adapter, const PeftInfo& i
   set.for_each_extra([&](const auto& p) {
     auto& modules = config.targets.modules_to_save;
     const std::string module = extra_entry(p).module;
+    if (module.empty())
+      raise_mismatch<UnsupportedError>("save_peft", "name of a parameter beside the layers", quote(p.name),
+                                       "the name of a module, a dot, and its own, such as 'norm.weight'");
     const bool listed = std::any_of(modules.begin(), modules.end(),
                                     [&](const std::string& entry) { return deltaw::detail::within(entry, module); });
     if (!listed) modules.push_back(module);

@@ -29,7 +29,8 @@ inline std::string exact_pattern(std::string_view name) {
   return pattern;
 }
 
-/// For each name the value that PEFT finds: that of the first key, in order, that matches it or what follows a dot of it.
+/// For each name the value that PEFT finds: that of the first key, in order, that matches it or what follows a dot of
+/// it.
 template <class Value>
 std::vector<Value> first_matches(const PatternList<Value>& entries, const Names& names, Value otherwise) {
   std::vector<Pattern> patterns;
@@ -52,7 +53,8 @@ PatternList<Value> exact_patterns(const Names& names, const std::vector<Value>& 
   return entries;
 }
 
-/// `entries` sorted by key, as they stand in a file, if PEFT reads them as `values`, one a name; otherwise one key a name.
+/// `entries` sorted by key, as they stand in a file, if PEFT reads them as `values`, one a name; otherwise one key a
+/// name.
 template <class Value>
 PatternList<Value> portable_patterns(PatternList<Value> entries, const Names& names, const std::vector<Value>& values,
                                      Value otherwise) {

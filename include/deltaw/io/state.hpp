@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -54,8 +55,8 @@ struct ScalarOf<Parameters> {
 inline constexpr std::string_view state_key = "deltaw_state";  // of the metadata
 inline constexpr std::uint64_t state_format = 1;
 
-/// f(key, parameter) for each. A key is "LAYER.NAME"; where several adapters of one layer have a parameter of that name,
-/// the second and later ones get "@2", "@3".
+/// f(key, parameter) for each. A key is "LAYER.NAME"; where several adapters of one layer have a parameter of that
+/// name, the second and later ones get "@2", "@3".
 template <class Parameters, class F>
 void for_each_keyed(Parameters& parameters, F f) {
   std::map<std::string, int> seen;
@@ -196,8 +197,8 @@ inline TrainingState read_state_fields(const StateFields& fields) {
   return state;
 }
 
-/// Throws unless the set has the adapters of the file, in their order and with the scales they had. Other options, such as
-/// a dropout, may have been changed on purpose: that is a warning.
+/// Throws unless the set has the adapters of the file, in their order and with the scales they had. Other options, such
+/// as a dropout, may have been changed on purpose: that is a warning.
 template <class Parameters>
 void check_adapters(const StateFields& fields, const Parameters& parameters, std::vector<std::string>& warnings) {
   const nlohmann::json here = describe_adapters(parameters);
@@ -241,7 +242,7 @@ struct LoadedParameter {
 /// Reads what belongs to the parameter `key`, and crosses the tensors off the list of those that nobody has taken.
 template <class Param, class P>
 void read_parameter(const SafetensorsReader& reader, const std::string& key, const Param& p,
-                    std::map<std::string, const TensorInfo*>& untaken, LoadedParameter<P>& loaded) {
+                    std::set<std::string>& untaken, LoadedParameter<P>& loaded) {
   const auto read = [&](const std::string& name, index_t rows, index_t cols) {
     const TensorInfo& info = reader.at(name, make_shape(rows, cols));
     if (info.dtype != dtype_of<P>())
@@ -252,21 +253,21 @@ void read_parameter(const SafetensorsReader& reader, const std::string& key, con
   loaded.value = read(key, p.value.rows(), p.value.cols());
   untaken.erase(key);
   const std::string prefix = key + "#";
-  for (auto next = untaken.lower_bound(prefix); next != untaken.end() && next->first.starts_with(prefix);
+  for (auto next = untaken.lower_bound(prefix); next != untaken.end() && next->starts_with(prefix);
        next = untaken.erase(next)) {
-    const std::string slot_name = next->first.substr(prefix.size());
+    const std::string slot_name = next->substr(prefix.size());
     index_t rows = p.value.rows(), cols = p.value.cols();
     for (const auto& slot : p.slots)
       if (slot.name == slot_name) rows = slot.value.rows(), cols = slot.value.cols();
-    loaded.slots.emplace_back(slot_name, read(next->first, rows, cols));
+    loaded.slots.emplace_back(slot_name, read(*next, rows, cols));
   }
 }
 
 }  // namespace detail
 
-/// Writes all parameters (those that are not trained too), their slots and steps, and `state` into one file, replacing an
-/// older one at once or not at all. Save between steps: gradients are not part of it.
-/// Throws, before anything is written: NonFiniteError for a value or slot, StaleError for a merged layer, FileError.
+/// Writes all parameters (those that are not trained too), their slots and steps, and `state` into one file, replacing
+/// an older one at once or not at all. Save between steps: gradients are not part of it. Throws, before anything is
+/// written: NonFiniteError for a value or slot, StaleError for a merged layer, FileError.
 template <HasParameters Parameters>
 void save_state(const std::filesystem::path& path, const Parameters& parameters, const TrainingState& state) {
   detail::check_unmerged("save_state", parameters);
@@ -283,13 +284,13 @@ void save_state(const std::filesystem::path& path, const Parameters& parameters,
   writer.write(path);
 }
 
-/// Reads what `save_state` wrote into parameters of the same names, shapes and types. Slots are made as the file has them;
-/// one whose shape is not its parameter's must be there already. `warnings`, if given, gets a sentence for each difference
-/// between the saved environment or options and those `here`: the run goes on, but not to the same bits.
+/// Reads what `save_state` wrote into parameters of the same names, shapes and types. Slots are made as the file has
+/// them; one whose shape is not its parameter's must be there already. `warnings`, if given, gets a sentence for each
+/// difference between the saved environment or options and those `here`: the run goes on, but not to the same bits.
 ///
-/// Throws FileError, FormatError (malformed, written by a newer library, another type), NameError (a parameter missing or
-/// unexpected, other adapters), ShapeError, OptionError (an adapter's scale), NonFiniteError, StaleError (a merged layer);
-/// nothing has changed then.
+/// Throws FileError, FormatError (malformed, written by a newer library, another type), NameError (a parameter missing
+/// or unexpected, other adapters), ShapeError, OptionError (an adapter's scale), NonFiniteError, StaleError (a merged
+/// layer); nothing has changed then.
 template <HasParameters Parameters>
 TrainingState load_state(const std::filesystem::path& path, Parameters& parameters,
                          std::vector<std::string>* warnings = nullptr,
@@ -308,8 +309,8 @@ TrainingState load_state(const std::filesystem::path& path, Parameters& paramete
   detail::check_adapters(fields, parameters, notes);
 
   const detail::StateFields steps = fields.object("parameter_steps");
-  std::map<std::string, const TensorInfo*> untaken;
-  for (const TensorInfo& info : reader.tensors()) untaken.emplace(info.name, &info);
+  std::set<std::string> untaken;
+  for (const TensorInfo& info : reader.tensors()) untaken.insert(info.name);
   std::map<std::string, detail::LoadedParameter<P>> loaded;
   detail::for_each_keyed(std::as_const(parameters), [&](const std::string& key, const auto& p) {
     auto& entry = loaded[key];
@@ -317,7 +318,7 @@ TrainingState load_state(const std::filesystem::path& path, Parameters& paramete
     entry.step = steps.count(key);
   });
   if (!untaken.empty())
-    raise_mismatch<NameError>(reader.file(), detail::tensor_label(untaken.begin()->first),
+    raise_mismatch<NameError>(reader.file(), detail::tensor_label(*untaken.begin()),
                               "it and " + std::to_string(untaken.size() - 1) + " more that nothing here takes",
                               "only the parameters of this set and their slots");
 

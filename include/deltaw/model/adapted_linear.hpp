@@ -7,14 +7,18 @@
 #include <vector>
 
 #include "deltaw/base/dense.hpp"
+#include "deltaw/core/rollback.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
 namespace deltaw {
 
 /// How `unmerge` will give the weight back.
 enum class MergeMode {
-  KeepCopy,  ///< restores the very bits; costs a copy of W while merged
-  Subtract,  ///< W - dW: costs nothing, but W comes back only up to rounding (one unit in the last place in float; in 16 bits use KeepCopy)
+  /// Restores the very bits; costs a copy of W while merged.
+  KeepCopy,
+  /// The method's own inverse, W - dW for LoRA: costs nothing, but W comes back only up to rounding (one unit in the last
+  /// place in float; in 16 bits use KeepCopy), and a method that can destroy W says so in its page.
+  Subtract,
 };
 
 /// Y = X W^T + b, then each enabled adapter in the order added. W and b stay the user's memory, of type Act.
@@ -48,12 +52,15 @@ class AdaptedLinear {
                                 "one not taken yet");
     check_fit("AdaptedLinear.add", adapter, name);
   }
-  /// Replaces an adapter in place, keeping its name and order.
+  /// Replaces an adapter in place, keeping its name, its order and what it is called in messages.
   void swap(Context& ctx, std::string_view name, Adapter adapter) {
     check_unmerged("AdaptedLinear.swap");
     Entry& e = entry("AdaptedLinear.swap", name);
     check_fit("AdaptedLinear.swap", adapter, name);
     if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
+    std::string owner;
+    e.adapter.for_each_parameter([&](const auto& p) { owner = p.owner; });
+    adapter.for_each_parameter([&](auto& p) { p.owner = owner; });
     e.adapter = std::move(adapter);
   }
   void remove(std::string_view name) {
@@ -79,10 +86,13 @@ class AdaptedLinear {
   /// y = the adapted output.
   void forward(Context& ctx, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y, Saved& saved) const {
     base_.forward(ctx, x, y);
-    if (merged_) return;
+    if (merged_) return saved.adapters.clear();  // so that a backward after `unmerge` finds nothing of an earlier call
     saved.adapters.resize(entries_.size());
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-      if (!entries_[i].enabled) continue;
+      if (!entries_[i].enabled) {
+        saved.adapters[i] = {};  // so that a backward after `enable` finds nothing of an earlier call
+        continue;
+      }
       saved.adapters[i].call = saved.call;
       entries_[i].adapter.forward(ctx, base_, x, y, saved.adapters[i]);
     }
@@ -96,22 +106,28 @@ class AdaptedLinear {
                                  std::to_string(entries_.size()) + ", those of this layer's forward");
     for (std::size_t i = entries_.size(); i-- > 0;)
       if (entries_[i].enabled) entries_[i].adapter.backward(ctx, base_, x, dy, dx, saved.adapters[i]);
-    if (dx.data != nullptr) base_.backward_input(ctx, dy, dx);
+    if (is_given(dx)) base_.backward_input(ctx, dy, dx);
   }
 
-  /// Adds every enabled adapter's dW to the user's weight. Refused, with nothing changed, when already merged, when a method
-  /// cannot merge, or when a parameter is not finite. Methods that train the base itself are in it already.
+  /// Adds every enabled adapter's dW to the user's weight; what trains the base itself is in it after its `prepare`, which
+  /// is called. Refused, with nothing changed, when already merged, when a method cannot merge, or when a parameter is not
+  /// finite.
   void merge(Context& ctx, MergeMode mode) {
     check_merge(ctx);
+    for_each_enabled([&](Entry& e) {
+      if (e.adapter.trains_base()) e.adapter.prepare(ctx, base_);
+    });
     if (mode == MergeMode::KeepCopy) {
       B::copy(ctx, base_.weight, weight_copy_.resize(base_.weight.rows, base_.weight.cols));
       B::copy(ctx, base_.bias, bias_copy_.resize(base_.bias.rows, base_.bias.cols));
     }
-    for_each_enabled([&](Entry& e) {
-      if (!e.adapter.trains_base()) e.adapter.merge(ctx, base_, base_.weight, base_.bias);
-    });
-    merged_ = true;
     mode_ = mode;
+    std::size_t done = 0;
+    Rollback undo([&] { take_back(ctx, done); });
+    for (; done < entries_.size(); ++done)
+      if (adds_delta(entries_[done])) entries_[done].adapter.merge(ctx, base_, base_.weight, base_.bias);
+    undo.keep();
+    merged_ = true;
   }
   /// Throws what `merge` would, and changes nothing.
   void check_merge(Context& ctx) {
@@ -121,16 +137,7 @@ class AdaptedLinear {
   /// Undoes `merge`, by the copy or by subtraction, as was chosen then.
   void unmerge(Context& ctx) {
     if (!merged_) raise<StaleError>("AdaptedLinear.unmerge", "state: got a layer that is not merged, want merge first");
-    if (mode_ == MergeMode::KeepCopy) {
-      B::copy(ctx, weight_copy_.view(), base_.weight);
-      B::copy(ctx, bias_copy_.view(), base_.bias);
-      weight_copy_ = {};
-      bias_copy_ = {};
-    } else {
-      for (std::size_t i = entries_.size(); i-- > 0;)
-        if (entries_[i].enabled && !entries_[i].adapter.trains_base())
-          entries_[i].adapter.unmerge(ctx, base_, base_.weight, base_.bias);
-    }
+    take_back(ctx, entries_.size());
     merged_ = false;
   }
   bool merged() const { return merged_; }
@@ -165,6 +172,20 @@ class AdaptedLinear {
     bool enabled;
   };
 
+  static bool adds_delta(const Entry& e) { return e.enabled && !e.adapter.trains_base(); }
+  // The weight as it was before the first `count` entries were merged.
+  void take_back(Context& ctx, std::size_t count) {
+    if (mode_ == MergeMode::KeepCopy) {
+      B::copy(ctx, weight_copy_.view(), base_.weight);
+      B::copy(ctx, bias_copy_.view(), base_.bias);
+      weight_copy_ = {};
+      bias_copy_ = {};
+      return;
+    }
+    for (std::size_t i = count; i-- > 0;)
+      if (adds_delta(entries_[i])) entries_[i].adapter.unmerge(ctx, base_, base_.weight, base_.bias);
+  }
+
   template <class F>
   void for_each_enabled(F f) {
     for (auto& e : entries_)
@@ -188,7 +209,7 @@ class AdaptedLinear {
                                                          "', which cannot be merged, want one that can");
     e.adapter.for_each_parameter([&](const auto& p) {
       if (!std::isfinite(B::norm2(ctx, p.value.view())))
-        raise<NonFiniteError>("AdaptedLinear.merge", "parameter '" + p.name + "' of adapter '" + e.name +
+        raise<NonFiniteError>("AdaptedLinear.merge", "parameter '" + p.full_name() + "' of adapter '" + e.name +
                                                          "': got NaN or infinity, want finite");
       if (p.role == Role::Bias && base_.bias.empty())
         raise<UnsupportedError>("AdaptedLinear.merge",

@@ -1,12 +1,14 @@
 #pragma once
 // The adapters of a whole model: named layers, targets by PEFT's rules, heads trained whole, parameter counts.
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "deltaw/core/rollback.hpp"
 #include "deltaw/init/kaiming.hpp"
 #include "deltaw/model/adapted_linear.hpp"
 #include "deltaw/model/adapter_name.hpp"
@@ -43,7 +45,8 @@ class AdapterSet {
 
   /// Declares a linear layer of the model; the order is that of reports and checkpoints.
   Layer& add_layer(std::string name, Dense base) {
-    if (find(name) != nullptr)
+    if (name.empty()) raise_mismatch<NameError>("AdapterSet.add_layer", "name", quoted(name), "one not empty");
+    if (find(name) != nullptr || is_extra(name))
       raise_mismatch<NameError>("AdapterSet.add_layer", "name", quoted(name), "one not taken yet");
     names_.push_back(std::move(name));
     layers_.push_back(std::make_unique<Layer>(std::move(base)));
@@ -53,6 +56,9 @@ class AdapterSet {
   /// Trains something that is no linear layer (a norm, an embedding) in the user's memory; write its gradient into
   /// `.grad` of the parameter returned.
   Parameter<P, Space>& add_parameter(std::string name, MatrixView<P, Space> value) {
+    check_view("AdapterSet.add_parameter", "value of " + quoted(name), value, value.rows, value.cols);
+    if (find(name) != nullptr || is_extra(name))
+      raise_mismatch<NameError>("AdapterSet.add_parameter", "name", quoted(name), "one not taken yet");
     auto& p = *extra_.emplace_back(std::make_unique<Parameter<P, Space>>());
     p.name = std::move(name);
     p.value.bind(value);
@@ -71,8 +77,14 @@ class AdapterSet {
       raise_mismatch<NameError>("AdapterSet.adapt", "name", quoted(request.name), "one not taken yet");
     const auto method = find_method<P, B, Act>(request.method);
     const LayerOptions defaults = method.defaults(request.options);
-    const auto selected =
+    auto selected =
         select(request.targets, defaults.rank.value_or(1), defaults.alpha.value_or(1), names_, request.heads);
+    if (!defaults.rank && !request.targets.rank_pattern.empty())
+      raise_mismatch<OptionError>("AdapterSet.adapt", "rank_pattern", "one for method " + quoted(request.method),
+                                  "none: the method has no rank");
+    if (!defaults.alpha && !request.targets.alpha_pattern.empty())
+      raise_mismatch<OptionError>("AdapterSet.adapt", "alpha_pattern", "one for method " + quoted(request.method),
+                                  "none: the method has no alpha");
     std::vector<AnyAdapter<P, B, Act>> made;
     for (const Selected& s : selected) {
       const LinearShape shape = layer(s.name).shape();
@@ -80,14 +92,14 @@ class AdapterSet {
                          ? make_adapter<P, B, Act>("full", shape, {})
                          : method.make(shape, request.options, {s.rank, s.alpha, name_hash(s.name)}));
       layer(s.name).check_add(request.name, made.back());
+      if (made.back().trains_base()) continue;  // starts as the weight that `add` binds it to
+      init(ctx, made.back(), layer(s.name).base());
+      deltaw::attach(ctx, made.back(), layer(s.name).base());
     }
     for (std::size_t i = 0; i < selected.size(); ++i) {
       Layer& target = layer(selected[i].name);
       target.add(ctx, request.name, std::move(made[i]));
-      auto& adapter = target.adapter(request.name);
-      if (!adapter.trains_base()) init(ctx, adapter, target.base());
-      deltaw::attach(ctx, adapter, target.base());
-      adapter.for_each_parameter([&](auto& p) { p.owner = selected[i].name; });
+      target.adapter(request.name).for_each_parameter([&](auto& p) { p.owner = selected[i].name; });
     }
     requests_.push_back(std::move(request));
     selections_.push_back(selected);
@@ -117,13 +129,25 @@ class AdapterSet {
   /// Merges every layer, or none if one refuses.
   void merge(Context& ctx, MergeMode mode) {
     for (auto& l : layers_) l->check_merge(ctx);
-    for (auto& l : layers_) l->merge(ctx, mode);
+    std::size_t done = 0;
+    Rollback undo([&] {
+      while (done-- > 0) layers_[done]->unmerge(ctx);
+    });
+    for (; done < layers_.size(); ++done) layers_[done]->merge(ctx, mode);
+    undo.keep();
   }
+  /// Unmerges every layer, or none if one is not merged.
   void unmerge(Context& ctx) {
-    for (auto& l : layers_) l->unmerge(ctx);
+    for (std::size_t i = 0; i < layers_.size(); ++i)
+      if (!layers_[i]->merged())
+        raise<StaleError>("AdapterSet.unmerge", "layer " + quoted(names_[i]) + ": got one not merged, want all merged");
+    for (std::size_t i = layers_.size(); i-- > 0;) layers_[i]->unmerge(ctx);  // in reverse: two may share a weight
   }
-  /// On every layer that has the adapter of that name.
+  /// On every layer that has the adapter of that name, or on none if one is merged.
   void enable(std::string_view name, bool on) {
+    for (const Selected& s : selected(name))
+      if (layer(s.name).merged())
+        raise<StaleError>("AdapterSet.enable", "layer " + quoted(s.name) + ": got a merged one, want unmerge first");
     for (const Selected& s : selected(name)) layer(s.name).enable(name, on);
   }
 
@@ -154,6 +178,12 @@ class AdapterSet {
       std::as_const(*l).for_each_parameter([&](const auto& p) { c.all += p.value.size(); });
     }
     for (const auto& p : extra_) c.all += p->value.size();
+    for (std::size_t i = 0; i < requests_.size(); ++i)  // a method that trains the weight where it lies adds none
+      for (const Selected& s : selections_[i]) {
+        const auto& adapter = layer(s.name).adapter(requests_[i].name);
+        if (s.role == ModuleRole::Adapt && adapter.trains_base())
+          adapter.for_each_parameter([&](const auto& p) { c.all -= p.value.size(); });
+      }
     return c;
   }
 
@@ -162,6 +192,11 @@ class AdapterSet {
     for (std::size_t i = 0; i < names_.size(); ++i)
       if (names_[i] == name) return layers_[i].get();
     return nullptr;
+  }
+  bool is_extra(std::string_view name) const {
+    for (const auto& p : extra_)
+      if (p->name == name) return true;
+    return false;
   }
   const AdaptRequest* find_request(std::string_view name) const {
     for (const auto& r : requests_)

@@ -2,6 +2,7 @@
 // Type erasure at the edge: how a model holds layers of different methods chosen by name at run time. AnyAdapter is itself
 // an Adapter, so what takes a typed adapter takes it unchanged, to the same bits.
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -25,10 +26,11 @@ class AnyAdapter {
   using Param = Parameter<P, Space>;
   static constexpr std::string_view method = "any";
 
-  /// Holds the Saved of whichever adapter it was last used with; made at first use and then reused.
+  /// Holds the Saved of whichever adapter it was last used with; made at first use and then reused. It moves only: a copy
+  /// would share what a call leaves for its backward.
   struct Saved {
     Call call;
-    std::shared_ptr<void> held;
+    std::unique_ptr<void, void (*)(void*)> held{nullptr, [](void*) {}};
     const void* type = nullptr;
   };
 
@@ -94,6 +96,8 @@ class AnyAdapter {
   LinearShape shape() const { return self_->shape(); }
   bool reads_input_in_backward() const { return self_->reads_input_in_backward(); }
   std::string_view method_name() const { return self_->method_name(); }
+  /// What tells this layer's random numbers from those of others with the same seed; 0 for methods without.
+  std::uint64_t layer() const { return self_->layer(); }
   /// The typed adapter inside, or null if it is of another type.
   template <class A>
   A* get() {
@@ -139,6 +143,7 @@ class AnyAdapter {
     virtual LinearShape shape() const = 0;
     virtual bool reads_input_in_backward() const = 0;
     virtual std::string_view method_name() const = 0;
+    virtual std::uint64_t layer() const = 0;
   };
 
   // One row a member; an optional capability that the method lacks raises UnsupportedError, which names both.
@@ -174,9 +179,7 @@ class AnyAdapter {
     bool can_merge() const override {
       return requires(const A& a, Context& ctx, const Base& base, Y w) { a.merge(ctx, base, w, w); };
     }
-    bool trains_base() const override {
-      return requires(A & a, Context & ctx, Y w) { a.bind_weight(ctx, w, w); };
-    }
+    bool trains_base() const override { return deltaw::trains_base(adapter); }
     double scale() const override {
       if constexpr (requires { adapter.scale(); }) return adapter.scale();
       missing("scale");
@@ -207,13 +210,17 @@ class AnyAdapter {
     LinearShape shape() const override { return adapter.shape(); }
     bool reads_input_in_backward() const override { return adapter.reads_input_in_backward(); }
     std::string_view method_name() const override { return A::method; }
+    std::uint64_t layer() const override {
+      if constexpr (requires { adapter.options().layer; }) return adapter.options().layer;
+      return 0;
+    }
 
    private:
     using TypedSaved = typename A::Saved;
 
     static TypedSaved& typed(Saved& saved) {
       if (saved.type != type_id<A>()) {
-        saved.held = std::make_shared<TypedSaved>();
+        saved.held = {new TypedSaved, [](void* held) { delete static_cast<TypedSaved*>(held); }};
         saved.type = type_id<A>();
       }
       auto& held = *static_cast<TypedSaved*>(saved.held.get());

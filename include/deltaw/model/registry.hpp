@@ -22,8 +22,8 @@ using OptionText = std::pair<std::string, std::string>;
 
 /// What a model decides for each layer, over the options given for all.
 struct LayerOptions {
-  std::optional<index_t> rank;
-  std::optional<double> alpha;
+  std::optional<index_t> rank = {};
+  std::optional<double> alpha = {};
   std::uint64_t layer = 0;  ///< tells the layer's random numbers from the others'
 };
 
@@ -60,7 +60,9 @@ Options read_options(std::string_view method, std::span<const OptionText> texts)
       read_option(method, name, texts[i].second, value);
       found = true;
     });
-    if (!found) raise_mismatch<OptionError>(method, "option", "'" + texts[i].first + "'", "one of " + known);
+    if (!found)
+      raise_mismatch<OptionError>(method, "option", "'" + texts[i].first + "'",
+                                  known.empty() ? "none: this method has no options" : "one of " + known);
     for (std::size_t j = 0; j < i; ++j)
       if (texts[j].first == texts[i].first)
         raise_mismatch<OptionError>(method, "option '" + texts[i].first + "'", "it twice", "it once");

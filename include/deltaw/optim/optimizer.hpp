@@ -48,13 +48,14 @@ class Optimizer {
       first.for_each_parameter(trained);
       (rest.for_each_parameter(trained), ...);
     };
+    for_each_trained([](const auto& p) { check_gradient(p); });
     StepReport report;
     double scale = 1 / loss_scale_;
     if (options_.skip_non_finite || options_.max_gradient_norm > 0) {
       double norm2 = 0;
       for_each_trained([&](auto& p) {
         const double n = B::norm2(ctx, std::as_const(p.grad).view());
-        if (!std::isfinite(n) && report.non_finite.empty()) report.non_finite = qualified_name(p);
+        if (!std::isfinite(n) && report.non_finite.empty()) report.non_finite = p.full_name();
         norm2 += n;
       });
       report.gradient_norm = std::sqrt(norm2) * scale;
@@ -83,8 +84,8 @@ class Optimizer {
     rule_ = changed;
   }
   void set_loss_scale(double scale) {
-    if (!(scale > 0 && std::isfinite(scale)))
-      raise_mismatch<OptionError>("Optimizer.set_loss_scale", "scale", scale, "finite and above 0");
+    if (!(scale > 0 && std::isfinite(scale) && std::isfinite(1 / scale)))
+      raise_mismatch<OptionError>("Optimizer.set_loss_scale", "scale", scale, "finite, above 0, with a finite inverse");
     loss_scale_ = scale;
   }
   long skipped() const { return skipped_; }  ///< steps skipped so far because of non-finite gradients
@@ -92,8 +93,13 @@ class Optimizer {
 
  private:
   template <class Param>
-  static std::string qualified_name(const Param& p) {
-    return p.owner.empty() ? p.name : p.owner + "." + p.name;
+  static void check_gradient(const Param& p) {
+    const auto shape = [](const auto& tensor) {
+      return std::to_string(tensor.rows()) + " x " + std::to_string(tensor.cols());
+    };
+    if (p.grad.rows() != p.value.rows() || p.grad.cols() != p.value.cols())
+      raise_mismatch<ShapeError>("Optimizer.step", "gradient of '" + p.full_name() + "'", shape(p.grad),
+                                 shape(p.value));
   }
 
   Rule rule_;
