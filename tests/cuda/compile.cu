@@ -1,14 +1,28 @@
-// Everything that needs only Eigen, in one CUDA unit: nvcc must accept the headers and instantiate an adapter whole.
+// The whole library in one CUDA unit: nvcc must accept the headers and instantiate the adapters over both backends.
 // Eigen 3.4 offers itself to device code unless it is told not to.
 #define EIGEN_NO_CUDA
-#include <deltaw/deltaw.hpp>
+#include <deltaw/cuda.hpp>
 
 namespace dw = deltaw;
 
 template class dw::Lora<float, dw::Cpu>;
+template class dw::Lora<float, dw::Cuda>;
+template class dw::Lora<double, dw::Cuda>;
+template class dw::Lora<float, dw::Cuda, dw::bf16>;
+template class dw::Lora<float, dw::Cuda, dw::f16>;
+template class dw::FullDelta<float, dw::Cuda>;
 
+/// One step on the device, without the optimizer, which has no Cuda update yet.
 int main() {
-  dw::Cpu::Context ctx;
-  dw::Lora<float, dw::Cpu> lora{{.in_features = 8, .out_features = 4}, {.rank = 2, .alpha = 4}};
-  return lora.shape().in_features == 8 ? 0 : 1;
+  dw::Cuda::Context ctx;
+  dw::Tensor<float, dw::Device> w(6, 8), b(1, 6), x(5, 8), y(5, 6), dy(5, 6), dx(5, 8);
+  const auto base = dw::dense<dw::Cuda>(w.view().data, b.view().data, {.in_features = 8, .out_features = 6});
+  dw::Lora<float, dw::Cuda> lora{base.shape, {.rank = 2, .bias = true, .dropout = 0.2}};
+  dw::init::Kaiming{.seed = 7}(ctx, lora, base);
+  decltype(lora)::Saved saved;
+  base.forward(ctx, x.view(), y.view());
+  lora.forward(ctx, base, x.view(), y.view(), saved);
+  lora.backward(ctx, base, x.view(), dy.view(), dx.view(), saved);
+  base.backward_input(ctx, dy.view(), dx.view());
+  ctx.synchronize();
 }

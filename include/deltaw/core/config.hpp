@@ -11,3 +11,14 @@
 #else
 #define DELTAW_HD
 #endif
+
+namespace deltaw {
+
+/// std::bit_cast, which has no device code.
+template <class To, class From>
+DELTAW_HD constexpr To bit_copy(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return __builtin_bit_cast(To, from);
+}
+
+}  // namespace deltaw

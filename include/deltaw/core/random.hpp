@@ -2,9 +2,8 @@
 // Counter-based random numbers: each number is a function of (key, row, column), never of the order of calls, so every
 // backend, shard and tile gets the same one. Philox4x32-10: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011.
 
-#include <array>
-#include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 
@@ -12,15 +11,20 @@
 
 namespace deltaw {
 
-using PhiloxBlock = std::array<std::uint32_t, 4>;
+/// 128 bits as four words (std::array has no device code).
+struct PhiloxBlock {
+  std::uint32_t words[4];
+  DELTAW_HD constexpr std::uint32_t operator[](std::size_t i) const { return words[i]; }
+  friend constexpr bool operator==(const PhiloxBlock&, const PhiloxBlock&) = default;
+};
 
 /// The Philox4x32-10 block cipher: 10 rounds over a 128-bit counter with a 64-bit key.
 DELTAW_HD constexpr PhiloxBlock philox(PhiloxBlock counter, std::uint32_t key0, std::uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * counter[0];
     const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * counter[2];
-    counter = {static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
-               static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)};
+    counter = {{static_cast<std::uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<std::uint32_t>(product1),
+                static_cast<std::uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<std::uint32_t>(product0)}};
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
@@ -37,8 +41,8 @@ struct RandomKey {
   }
   /// Four 32-bit numbers: those of columns 4 * column_block ... 4 * column_block + 3 in `row`.
   DELTAW_HD constexpr PhiloxBlock block(std::uint64_t column_block, std::uint64_t row) const {
-    return philox({static_cast<std::uint32_t>(column_block), static_cast<std::uint32_t>(column_block >> 32),
-                   static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(row >> 32)},
+    return philox({{static_cast<std::uint32_t>(column_block), static_cast<std::uint32_t>(column_block >> 32),
+                    static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(row >> 32)}},
                   static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(value >> 32));
   }
 };
@@ -64,9 +68,9 @@ namespace detail {
 // log(x) for x in (0, 1), by explicit fma only: the same bits wherever fma, + and / round correctly, whatever a
 // compiler contracts. x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1) / (m + 1).
 DELTAW_HD inline double fixed_log(double x) {
-  const auto bits = std::bit_cast<std::uint64_t>(x);
+  const auto bits = bit_copy<std::uint64_t>(x);
   int exponent = static_cast<int>(bits >> 52) - 1023;
-  double m = std::bit_cast<double>((bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
+  double m = bit_copy<double>((bits & 0x000fffffffffffffu) | 0x3ff0000000000000u);
   if (m > 1.4142135623730951) {
     m = m * 0.5;
     ++exponent;

@@ -1,0 +1,313 @@
+#pragma once
+// The Cuda backend: the same primitives as Cpu on views of device memory. Products are cuBLAS, the rest are kernels of ours.
+// Everything is enqueued on the context's stream: nothing synchronises, and after the first step nothing allocates.
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "deltaw/backend/cuda_kernels.hpp"
+#include "deltaw/backend/cuda_runtime.hpp"
+#include "deltaw/core/functors.hpp"
+
+namespace deltaw {
+
+/// What a context borrows; null members are made and owned by the context.
+struct CudaOptions {
+  cudaStream_t stream = nullptr;
+  cublasHandle_t cublas = nullptr;
+  void* workspace = nullptr;  ///< device memory for temporaries; never grows when given
+  std::size_t workspace_bytes = 0;
+  void* cublas_workspace = nullptr;  ///< device memory for cuBLAS; allocated once when null
+  std::size_t cublas_workspace_bytes = std::size_t{32} << 20;
+  bool allow_tf32 = false;  ///< float products may round their inputs to 10 bits of mantissa
+};
+
+struct Cuda {
+  using Space = Device;
+
+  class Context {
+   public:
+    explicit Context(CudaOptions options = {});
+    Context(const Context&) = delete;
+    Context& operator=(const Context&) = delete;
+    ~Context();
+
+    cudaStream_t stream() const { return stream_; }
+    cublasHandle_t cublas() const { return cublas_; }
+    /// Waits until all that was enqueued is done: for the caller to call, we never do.
+    void synchronize() { cuda_detail::check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+    Arena<Device> arena;
+
+   private:
+    cudaStream_t stream_ = nullptr;
+    cublasHandle_t cublas_ = nullptr;
+    bool owns_stream_ = false, owns_cublas_ = false;
+    Tensor<unsigned char, Device> cublas_workspace_;
+  };
+
+  template <class T>
+  static MatrixView<T, Device> temp(Context& ctx, index_t rows, index_t cols) {
+    return ctx.arena.template take<T>(rows, cols);
+  }
+
+  /// C = alpha A B + beta C in float for 16-bit operands. cuBLAS takes one input type: where one operand is 16-bit the
+  /// other is rounded to it.
+  template <class A, class B, class T>
+  static void gemm(Context& ctx, double alpha, A a, B b, double beta, MatrixView<T, Device> c);
+
+  /// out(i, j) = f(out(i, j), in(i, j)...). An input of one row or one column is broadcast.
+  template <class F, class T, class... In>
+  static void map(Context& ctx, F f, MatrixView<T, Device> out, MatrixView<In, Device>... in);
+
+  template <class T>
+  static void fill(Context& ctx, MatrixView<T, Device> out, double constant) {
+    map(ctx, Constant{constant}, out);
+  }
+  /// out = in, converted.
+  template <class U, class T>
+  static void copy(Context& ctx, MatrixView<U, Device> in, MatrixView<T, Device> out) {
+    check_view("copy", "out", out, in.rows, in.cols);
+    map(ctx, Assign{}, out, ConstMatrixView<std::remove_const_t<U>, Device>(in));
+  }
+  template <class U, class T>
+  static void copy_transposed(Context& ctx, MatrixView<U, Device> in, MatrixView<T, Device> out) {
+    check_view("copy_transposed", "out", out, in.cols, in.rows);
+    check_no_alias("copy_transposed", "in", in, "out", out);
+    if (in.empty()) return;
+    const dim3 grid(blocks(in.cols, 32), blocks(in.rows, 32));
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
+                        &cuda_detail::transpose_kernel<std::remove_const_t<U>, T>, read(in), out);
+  }
+
+  /// out_j += scale * sum_i a_ij b_ij (out: one row).
+  template <class TA, class TB, class T>
+  static void col_dot(Context& ctx, double scale, MatrixView<TA, Device> a, MatrixView<TB, Device> b,
+                      MatrixView<T, Device> out) {
+    check_view("col_dot", "b", b, a.rows, a.cols);
+    check_view("col_dot", "out", out, 1, a.cols);
+    column_sums(ctx, scale, read(a), read(b), out);
+  }
+  /// out_j += scale * sum_i a_ij (out: one row).
+  template <class TA, class T>
+  static void col_sum(Context& ctx, double scale, MatrixView<TA, Device> a, MatrixView<T, Device> out) {
+    check_view("col_sum", "out", out, 1, a.cols);
+    column_sums(ctx, scale, read(a), ConstMatrixView<std::remove_const_t<TA>, Device>{}, out);
+  }
+  /// out_i += scale * sum_j a_ij b_ij (out: one row of a.rows elements).
+  template <class TA, class TB, class T>
+  static void row_dot(Context& ctx, double scale, MatrixView<TA, Device> a, MatrixView<TB, Device> b,
+                      MatrixView<T, Device> out) {
+    check_view("row_dot", "b", b, a.rows, a.cols);
+    check_view("row_dot", "out", out, 1, a.rows);
+    if (a.empty()) return;
+    cuda_detail::launch(ctx.stream(), dim3(blocks(a.rows, cuda_detail::block_size / 32)), cuda_detail::block_size,
+                        &cuda_detail::row_dot_kernel<T, std::remove_const_t<TA>, std::remove_const_t<TB>>, scale,
+                        read(a), read(b), out);
+  }
+
+  /// out = mask o in / (1 - p), or out += that, as on the Cpu: the same elements fall.
+  template <class U, class T>
+  static void dropout(Context& ctx, double p, RandomKey key, RandomOrigin origin, MatrixView<U, Device> in,
+                      MatrixView<T, Device> out, bool accumulate = false) {
+    check_view("dropout", "out", out, in.rows, in.cols);
+    const cuda_detail::DropElement<std::remove_const_t<U>, T> drop{read(in), out,
+                                                                   static_cast<std::uint64_t>(std::llround(p * 0x1p32)),
+                                                                   static_cast<compute_t<T>>(1 / (1 - p)), accumulate};
+    random(ctx, drop, key, origin, in.rows, in.cols);
+  }
+  template <class T>
+  static void fill_uniform(Context& ctx, RandomKey key, RandomOrigin origin, double low, double high,
+                           MatrixView<T, Device> out) {
+    random(ctx, cuda_detail::UniformElement<T>{out, low, high - low}, key, origin, out.rows, out.cols);
+  }
+  template <class T>
+  static void fill_normal(Context& ctx, RandomKey key, RandomOrigin origin, double deviation,
+                          MatrixView<T, Device> out) {
+    random(ctx, cuda_detail::NormalElement<T>{out, deviation}, key, origin, out.rows, out.cols);
+  }
+
+  struct Constant {
+    double value;
+    template <class X>
+    DELTAW_HD X operator()(X) const {
+      return static_cast<X>(value);
+    }
+  };
+  struct Assign {
+    template <class X, class Y>
+    DELTAW_HD X operator()(X, Y in) const {
+      return static_cast<X>(in);
+    }
+  };
+
+ private:
+  template <class T>
+  static ConstMatrixView<std::remove_const_t<T>, Device> read(MatrixView<T, Device> v) {
+    return v;
+  }
+  static unsigned blocks(index_t n, index_t size) { return static_cast<unsigned>((n + size - 1) / size); }
+  // Rows beyond the limit of a grid are taken by the same threads in a loop.
+  static unsigned grid_rows(index_t rows, int rows_a_block) { return std::min(blocks(rows, rows_a_block), 65535u); }
+  // Threads along a row: the least power of two that covers it, from 1 to a whole block.
+  static int row_width(index_t items) {
+    int width = 1;
+    while (width < items && width < cuda_detail::block_size) width *= 2;
+    return width;
+  }
+
+  template <class T, class A, class B>
+  static void column_sums(Context& ctx, double scale, ConstMatrixView<A, Device> a, ConstMatrixView<B, Device> b,
+                          MatrixView<T, Device> out) {
+    if (a.empty()) return;
+    cuda_detail::launch(ctx.stream(), dim3(blocks(a.cols, 32)), cuda_detail::block_size,
+                        &cuda_detail::column_sums_kernel<T, A, B>, scale, a, b, out);
+  }
+  template <class F>
+  static void random(Context& ctx, F f, RandomKey key, RandomOrigin origin, index_t rows, index_t cols) {
+    if (rows == 0 || cols == 0) return;
+    const index_t slots = (cols + static_cast<index_t>(origin.col % 4) + 3) / 4;
+    const cuda_detail::Tiling tiling{row_width(slots), 4};
+    const dim3 grid(blocks(slots, tiling.width), grid_rows(rows, cuda_detail::block_size / tiling.width));
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size, &cuda_detail::random_kernel<F>, f, key, origin,
+                        rows, cols, tiling);
+  }
+};
+
+inline Cuda::Context::Context(CudaOptions options)
+    : arena(options.workspace, options.workspace_bytes), stream_(options.stream), cublas_(options.cublas) {
+  if (stream_ == nullptr) {
+    cuda_detail::check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    owns_stream_ = true;
+  }
+  if (cublas_ == nullptr) {
+    cuda_detail::check(cublasCreate(&cublas_), "cublasCreate");
+    owns_cublas_ = true;
+  }
+  cuda_detail::check(cublasSetStream(cublas_, stream_), "cublasSetStream");
+  void* workspace = options.cublas_workspace;
+  if (workspace == nullptr)
+    workspace = cublas_workspace_.resize(1, static_cast<index_t>(options.cublas_workspace_bytes)).data;
+  cuda_detail::check(cublasSetWorkspace(cublas_, workspace, options.cublas_workspace_bytes), "cublasSetWorkspace");
+  cuda_detail::check(cublasSetMathMode(cublas_, options.allow_tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH),
+                     "cublasSetMathMode");
+}
+
+inline Cuda::Context::~Context() {
+  if (owns_stream_) cudaStreamSynchronize(stream_);  // what is under way may still use our memory
+  if (owns_cublas_) cublasDestroy(cublas_);
+  if (owns_stream_) cudaStreamDestroy(stream_);
+}
+
+template <class F, class T, class... In>
+void Cuda::map(Context& ctx, F f, MatrixView<T, Device> out, MatrixView<In, Device>... in) {
+  (check_view("map", "input", in, in.rows == 1 ? 1 : out.rows, in.cols == 1 ? 1 : out.cols), ...);
+  if (out.empty()) return;
+  constexpr int pack = static_cast<int>(16 / std::max({sizeof(T), sizeof(In)...}));
+  const auto packs = [&](auto v) {
+    return reinterpret_cast<std::uintptr_t>(v.data) % (pack * sizeof(*v.data)) == 0 &&
+           (v.rows == 1 || v.stride % pack == 0) && v.cols == out.cols;
+  };
+  const bool packed = pack > 1 && out.cols % pack == 0 && packs(out) && (packs(in) && ...);
+  const cuda_detail::Tiling tiling{row_width(packed ? out.cols / pack : out.cols), packed ? pack : 1};
+  const dim3 grid(blocks(out.cols, tiling.width * tiling.pack),
+                  grid_rows(out.rows, cuda_detail::block_size / tiling.width));
+  [[maybe_unused]] const auto input = [](auto v) {
+    using Value = std::remove_const_t<std::remove_pointer_t<decltype(v.data)>>;
+    return cuda_detail::Input<Value>{v.data, v.rows == 1 ? 0 : v.stride, v.cols == 1 ? 0 : 1};
+  };
+  if (packed) {
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
+                        &cuda_detail::packed_map_kernel<pack, F, T, std::remove_const_t<In>...>, f, out, tiling,
+                        input(in)...);
+  } else {
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
+                        &cuda_detail::map_kernel<F, T, std::remove_const_t<In>...>, f, out, tiling, input(in)...);
+  }
+}
+
+namespace cuda_detail {
+
+/// One operand as it lies in memory; `transposed` says that the product uses its transpose.
+template <class T>
+struct Operand {
+  ConstMatrixView<T, Device> stored;
+  bool transposed;
+  index_t rows() const { return transposed ? stored.cols : stored.rows; }
+  index_t cols() const { return transposed ? stored.rows : stored.cols; }
+};
+template <class T>
+Operand<std::remove_const_t<T>> operand(MatrixView<T, Device> v) {
+  return {v, false};
+}
+template <class T>
+Operand<std::remove_const_t<T>> operand(Transposed<T, Device> v) {
+  return {v.base, true};
+}
+
+/// `o` itself where it is of type N already, else rounded into the arena.
+template <class N, class T>
+Operand<N> as_type(Cuda::Context& ctx, Operand<T> o) {
+  if constexpr (std::is_same_v<N, T>) {
+    return o;
+  } else {
+    auto rounded = Cuda::temp<N>(ctx, o.stored.rows, o.stored.cols);
+    Cuda::copy(ctx, o.stored, rounded);
+    return {rounded, o.transposed};
+  }
+}
+
+/// Row-major C = alpha A B + beta C is column-major C^T = alpha B^T A^T + beta C^T: the operands change places, and what
+/// is stored row-major needs no transposition.
+template <class N, class T>
+void multiply(Cuda::Context& ctx, double alpha, Operand<N> a, Operand<N> b, double beta, MatrixView<T, Device> c) {
+  constexpr bool wide = std::is_same_v<N, double>;
+  const auto size = [](index_t n) {
+    constexpr index_t limit = std::numeric_limits<int>::max();
+    if (n > limit) raise_mismatch<ShapeError>("gemm", "size for cuBLAS", n, "at most " + std::to_string(limit));
+    return static_cast<int>(n);
+  };
+  const auto leading = [&](auto v) { return size(std::max<index_t>({v.stride, v.cols, 1})); };
+  const auto flag = [](const auto& o) { return o.transposed ? CUBLAS_OP_T : CUBLAS_OP_N; };
+  const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
+  const void* factor = wide ? static_cast<const void*>(&alpha) : &alpha32;
+  const void* keep = wide ? static_cast<const void*>(&beta) : &beta32;
+  check(cublasGemmEx(ctx.cublas(), flag(b), flag(a), size(c.cols), size(c.rows), size(a.cols()), factor, b.stored.data,
+                     data_type<N>(), leading(b.stored), a.stored.data, data_type<N>(), leading(a.stored), keep, c.data,
+                     data_type<T>(), leading(c), wide ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
+        "cublasGemmEx");
+}
+
+/// The type both operands take: the 16-bit one where there is any.
+template <class A, class B, class C>
+using product_t =
+    std::conditional_t<is_half<A>, A, std::conditional_t<is_half<B>, B, std::conditional_t<is_half<C>, C, A>>>;
+
+}  // namespace cuda_detail
+
+template <class A, class B, class T>
+void Cuda::gemm(Context& ctx, double alpha, A left, B right, double beta, MatrixView<T, Device> c) {
+  const auto a = cuda_detail::operand(left);
+  const auto b = cuda_detail::operand(right);
+  if (a.cols() != b.rows()) raise_mismatch<ShapeError>("gemm", "b.rows", b.rows(), std::to_string(a.cols()));
+  check_view("gemm", "a", a.stored, a.stored.rows, a.stored.cols);
+  check_view("gemm", "b", b.stored, b.stored.rows, b.stored.cols);
+  check_view("gemm", "c", c, a.rows(), b.cols());
+  if (c.empty()) return;
+  check_no_alias("gemm", "a", a.stored, "c", c);
+  check_no_alias("gemm", "b", b.stored, "c", c);
+  if (a.cols() == 0 || alpha == 0) {
+    if (beta == 0) return fill(ctx, c, 0);
+    if (beta != 1) map(ctx, Scale{beta}, c);
+    return;
+  }
+  using TA = std::remove_const_t<std::remove_pointer_t<decltype(a.stored.data)>>;
+  using TB = std::remove_const_t<std::remove_pointer_t<decltype(b.stored.data)>>;
+  using N = cuda_detail::product_t<TA, TB, T>;
+  Arena<Device>::Mark mark(ctx.arena);
+  cuda_detail::multiply<N>(ctx, alpha, cuda_detail::as_type<N>(ctx, a), cuda_detail::as_type<N>(ctx, b), beta, c);
+}
+
+}  // namespace deltaw

@@ -1,0 +1,44 @@
+#pragma once
+// New device memory is filled with one quiet NaN, the same in every 16-bit half, so that it is a NaN in all four scalar
+// types. Arithmetic keeps the bits of a NaN that it reads, and conversions shorten or lengthen them in a known way: a value
+// that comes from unwritten memory is recognised when it reaches a library call or the host.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace standin {
+
+inline constexpr std::uint16_t unwritten_half = 0xfff9u;
+
+/// Whether these four bytes came out of unwritten memory: as it lies there, or after a conversion between the types.
+inline bool is_unwritten_word(std::uint32_t word) {
+  return word == 0xfff9fff9u      // any type as it lies; two neighbours that float rounded to bf16
+         || word == 0xfff90000u   // bf16 -> float
+         || word == 0xffff2000u   // f16 -> float; bf16 -> double, the upper half
+         || word == 0xffff3fffu   // float -> double, the upper half
+         || word == 0xffcfffcfu;  // double -> float
+}
+
+/// Offset of the first unwritten value among `bytes` bytes that begin at a multiple of four, or `bytes`.
+inline std::size_t find_unwritten(const void* begin, std::size_t bytes) {
+  const auto* p = static_cast<const unsigned char*>(begin);
+  for (std::size_t i = 0; i + 4 <= bytes; i += 4) {
+    std::uint32_t word;
+    std::memcpy(&word, p + i, 4);
+    if ((word >> 16) >= 0xffc0u && is_unwritten_word(word)) return i;
+  }
+  return bytes;
+}
+
+/// Whether one element, as it lies in memory, was never written.
+template <std::size_t Size>
+bool is_unwritten_element(const void* element) {
+  std::uint16_t halves[Size / 2];
+  std::memcpy(halves, element, Size);
+  for (std::uint16_t half : halves)
+    if (half != unwritten_half) return false;
+  return true;
+}
+
+}  // namespace standin
