@@ -177,7 +177,9 @@ struct Cuda {
 };
 
 inline Cuda::Context::Context(CudaOptions options)
-    : arena(options.workspace, options.workspace_bytes), stream_(options.stream), cublas_(options.cublas) {
+    : arena(options.workspace == nullptr ? Arena<Device>() : Arena<Device>(options.workspace, options.workspace_bytes)),
+      stream_(options.stream),
+      cublas_(options.cublas) {
   if (stream_ == nullptr) {
     cuda_detail::check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
     owns_stream_ = true;

@@ -134,12 +134,7 @@ template <class Space = Host>
 class Arena {
  public:
   Arena() = default;
-  /// Over `memory`, or owning where that is null.
-  Arena(void* memory, std::size_t bytes) {
-    if (memory == nullptr) return;
-    data_ = static_cast<std::byte*>(memory);
-    capacity_ = bytes;
-    borrowed_ = true;
+  Arena(void* memory, std::size_t bytes) : data_(static_cast<std::byte*>(memory)), capacity_(bytes), borrowed_(true) {
     const auto address = reinterpret_cast<std::uintptr_t>(memory);
     const std::size_t skip = (memory_alignment - address % memory_alignment) % memory_alignment;
     data_ += std::min(skip, bytes);
