@@ -113,9 +113,8 @@ struct Cuda {
   static void dropout(Context& ctx, double p, RandomKey key, RandomOrigin origin, MatrixView<U, Device> in,
                       MatrixView<T, Device> out, bool accumulate = false) {
     check_view("dropout", "out", out, in.rows, in.cols);
-    const cuda_detail::DropElement<std::remove_const_t<U>, T> drop{read(in), out,
-                                                                   static_cast<std::uint64_t>(std::llround(p * 0x1p32)),
-                                                                   static_cast<compute_t<T>>(1 / (1 - p)), accumulate};
+    const cuda_detail::DropElement<std::remove_const_t<U>, T> drop{
+        read(in), out, static_cast<std::uint64_t>(std::llround(p * 0x1p32)), 1 / (1 - p), accumulate ? 1u : 0u};
     random(ctx, drop, key, origin, in.rows, in.cols);
   }
   template <class T>
@@ -218,7 +217,7 @@ void Cuda::map(Context& ctx, F f, MatrixView<T, Device> out, MatrixView<In, Devi
                   grid_rows(out.rows, cuda_detail::block_size / tiling.width));
   [[maybe_unused]] const auto input = [](auto v) {
     using Value = std::remove_const_t<std::remove_pointer_t<decltype(v.data)>>;
-    return cuda_detail::Input<Value>{v.data, v.rows == 1 ? 0 : v.stride, v.cols == 1 ? 0 : 1};
+    return cuda_detail::Input<Value>{v.data, v.rows == 1 ? 0 : v.stride, index_t{v.cols == 1 ? 0 : 1}};
   };
   if (packed) {
     cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,

@@ -30,8 +30,7 @@ struct alignas(sizeof(T) * N) Pack {
 template <class T>
 struct Input {
   const T* data;
-  index_t row_step;
-  int col_step;
+  index_t row_step, col_step;
 };
 
 template <class F, class T, class... In>
@@ -153,14 +152,14 @@ struct DropElement {
   ConstMatrixView<U, Device> in;
   MatrixView<T, Device> out;
   std::uint64_t threshold;
-  compute_t<T> keep;
-  bool accumulate;
+  double keep;
+  std::uint64_t accumulate;  // 0 or 1; a bool would leave bytes of the arguments unset
 
   DELTAW_HD void operator()(index_t i, index_t j, std::uint32_t bits) const {
     using C = compute_t<T>;
-    const C x = bits < threshold ? C(0) : static_cast<C>(in.data[i * in.stride + j]) * keep;
+    const C x = bits < threshold ? C(0) : static_cast<C>(in.data[i * in.stride + j]) * static_cast<C>(keep);
     T& o = out.data[i * out.stride + j];
-    o = T(accumulate ? static_cast<C>(o) + x : x);
+    o = T(accumulate != 0 ? static_cast<C>(o) + x : x);
   }
 };
 template <class T>
