@@ -5,18 +5,19 @@
 # Usage: compile_time.sh [--out DIR] [--rounds N] [--full]
 # From the environment: CXX, DELTAW_BENCH_INCLUDES (-I and -isystem flags), DELTAW_BENCH_BLAS (those of a BLAS, or empty).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-out=build/bench rounds=9
+out= rounds=9
 while [ $# -gt 0 ]; do
   case "$1" in
-    --out) out=$2; shift 2 ;;
+    --out) out=$(cd "$2" && pwd); shift 2 ;;  # as the caller sees it
     --rounds) rounds=$2; shift 2 ;;
     --full) rounds=15; shift ;;
     *) echo "compile_time: got '$1', want --out DIR, --rounds N or --full" >&2; exit 2 ;;
   esac
 done
 [ "$rounds" -ge 7 ] || { echo "compile_time: got $rounds rounds, want 7 or more" >&2; exit 2; }
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${out:-build/bench}
 
 export CCACHE_DISABLE=1
 compiler=${CXX:-c++}
