@@ -72,7 +72,7 @@ void norm2(benchmark::State& state) {
   pass(state, 1, [](auto& ctx, auto in, auto, auto) { benchmark::DoNotOptimize(dw::Cpu::norm2(ctx, in)); });
 }
 void dropout(benchmark::State& state) {
-  pass(state, 2, [](auto& ctx, auto in, auto out, auto) { dw::Cpu::dropout(ctx, 0.1, {7}, {}, in, out); });
+  pass(state, 2, [](auto& ctx, auto in, auto out, auto) { dw::Cpu::dropout(ctx, 0.1, {{7}}, {}, in, out); });
 }
 
 void register_products(index_t tokens, index_t in, index_t out, index_t rank) {

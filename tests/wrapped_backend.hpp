@@ -75,7 +75,7 @@ struct Wrapped {
     return Inner::norm2(ctx, a);
   }
   template <class U, class T>
-  static void dropout(Context& ctx, double p, dw::RandomKey key, dw::RandomOrigin origin, View<U> in, View<T> out,
+  static void dropout(Context& ctx, double p, dw::CallKey key, dw::RandomOrigin origin, View<U> in, View<T> out,
                       bool accumulate = false) {
     ctx.hook.pass(static_cast<double>(in.size()), bytes(in) + bytes(out) * (accumulate ? 2 : 1));
     Inner::dropout(ctx, p, key, origin, in, out, accumulate);
@@ -91,17 +91,29 @@ struct Wrapped {
     ctx.hook.pass(0, bytes(out));
     Inner::fill_normal(ctx, key, origin, deviation, out);
   }
-  template <class T>
-  static void adamw(Context& ctx, const dw::AdamWUpdate& u, View<T> value, View<const T> gradient, View<T> m,
-                    View<T> v) {
-    ctx.hook.pass(12.0 * static_cast<double>(value.size()), 7 * bytes(value));
-    Inner::adamw(ctx, u, value, gradient, m, v);
-  }
-  template <class T>
-  static void sgd(Context& ctx, const dw::SgdUpdate& u, View<T> value, View<const T> gradient, View<T> momentum) {
-    ctx.hook.pass(4.0 * static_cast<double>(value.size()), 3 * bytes(value) + 2 * bytes(momentum));
-    Inner::sgd(ctx, u, value, gradient, momentum);
-  }
+  using StepState = typename Inner::StepState;
+  struct Step : Inner::Step {
+    Hook& hook;
+    Step(Context& ctx, StepState& state, const dw::StepPolicy& policy)
+        : Inner::Step(ctx, state, policy), hook(ctx.hook) {}
+
+    template <class P>
+    void measure(const P& p) {
+      hook.pass(2.0 * static_cast<double>(p.grad.size()), bytes(p.grad.view()));
+      Inner::Step::measure(p);
+    }
+    template <class T>
+    void adamw(const dw::AdamWUpdate& u, View<T> value, View<const T> gradient, View<T> m, View<T> v) {
+      hook.pass(12.0 * static_cast<double>(value.size()), 7 * bytes(value));
+      Inner::Step::adamw(u, value, gradient, m, v);
+    }
+    template <class T>
+    void sgd(const dw::SgdUpdate& u, View<T> value, View<const T> gradient, View<T> momentum) {
+      hook.pass(4.0 * static_cast<double>(value.size()), 3 * bytes(value) + 2 * bytes(momentum));
+      Inner::Step::sgd(u, value, gradient, momentum);
+    }
+  };
+  static dw::SettledSteps settle(Context& ctx, StepState& state) { return Inner::settle(ctx, state); }
 
  private:
   template <class T>

@@ -132,10 +132,11 @@ class Vit {
   }
 
   /// Forward, cross entropy and backward of one batch; returns the loss. It goes piece by piece, so that a piece's
-  /// activations stay in the cache, and few are kept at a time; the gradients are those of the whole batch.
+  /// activations stay in the cache, and few are kept at a time; the gradients are those of the whole batch. A piece has
+  /// 32 images a thread: with fewer, a product is too short to be worth sharing.
   double accumulate_gradients(ConstView<T> patches, std::span<const int> labels, dw::Call call) {
-    constexpr index_t piece = 16;
     const auto images = static_cast<index_t>(labels.size());
+    const index_t piece = 32 * static_cast<index_t>(contexts_.size());
     call.training = true;
     double loss = 0;
     for (index_t first = 0; first < images; first += piece) {

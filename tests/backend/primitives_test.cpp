@@ -11,14 +11,13 @@
 
 using namespace deltaw_tests;
 using dw::bf16;
-using dw::Cpu;
 using dw::f16;
 
 namespace {
 
 struct TimesPlus {
   template <class X, class Y, class Z>
-  X operator()(X out, Y factor, Z summand) const {
+  DELTAW_HD X operator()(X out, Y factor, Z summand) const {
     return out * static_cast<X>(factor) + static_cast<X>(summand);
   }
 };
@@ -56,7 +55,7 @@ bool all_within(const Guarded<T>& got, Want want, double tolerance) {
 
 template <class T, class In>
 void check_map() {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const double tolerance = 4 * unit_in_last_place<dw::compute_t<T>>();
   const auto broadcast = [&](bool one_row, bool one_col) {
     return count_wrong([&](index_t rows, index_t cols, index_t gap, index_t offset) {
@@ -64,7 +63,7 @@ void check_map() {
       Guarded<In> factor(one_row ? 1 : rows, one_col ? 1 : cols, gap + 1), summand(rows, cols, gap);
       out.fill(1), factor.fill(2), summand.fill(3);
       const Guarded<T> before = out;
-      Cpu::map(ctx, TimesPlus{}, out.view(), factor.const_view(), summand.const_view());
+      Tested::map(ctx, TimesPlus{}, out.view(), factor.const_view(), summand.const_view());
       return all_within(
           out,
           [&](index_t i, index_t j) {
@@ -81,13 +80,13 @@ void check_map() {
 
 template <class T, class In>
 void check_copies() {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   CHECK(count_wrong([&](index_t rows, index_t cols, index_t gap, index_t offset) {
           Guarded<In> in(rows, cols, gap + 1);
           Guarded<T> out(rows, cols, gap, offset), turned(cols, rows, gap + 2, offset);
           in.fill(4);
-          Cpu::copy(ctx, in.const_view(), out.view());
-          Cpu::copy_transposed(ctx, in.const_view(), turned.view());
+          Tested::copy(ctx, in.const_view(), out.view());
+          Tested::copy_transposed(ctx, in.const_view(), turned.view());
           return all_within(
                      out, [&](index_t i, index_t j) { return in.at(i, j); }, 0) &&
                  all_within(
@@ -103,7 +102,7 @@ double sum_tolerance(index_t n) {
 
 template <class TA, class TB, class T>
 void check_reductions() {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   using C = dw::compute_t<T>;
   CHECK(count_wrong([&](index_t rows, index_t cols, index_t gap, index_t offset) {
           Guarded<TA> a(rows, cols, gap, offset);
@@ -112,9 +111,9 @@ void check_reductions() {
           Guarded<T> dots(1, cols), sums(1, cols), row_dots(1, rows, 0, offset);
           dots.fill(7), sums.fill(8), row_dots.fill(9);
           const Guarded<T> dots_before = dots, sums_before = sums, row_dots_before = row_dots;
-          Cpu::col_dot(ctx, 0.5, a.const_view(), b.const_view(), dots.view());
-          Cpu::col_sum(ctx, -2, a.const_view(), sums.view());
-          Cpu::row_dot(ctx, 1.5, a.const_view(), b.const_view(), row_dots.view());
+          Tested::col_dot(ctx, 0.5, a.const_view(), b.const_view(), dots.view());
+          Tested::col_sum(ctx, -2, a.const_view(), sums.view());
+          Tested::row_dot(ctx, 1.5, a.const_view(), b.const_view(), row_dots.view());
           const auto dot = [&](index_t, index_t j) {
             double sum = 0;
             for (index_t i = 0; i < rows; ++i) sum += a.at(i, j) * b.at(i, j);
@@ -138,7 +137,7 @@ void check_reductions() {
 
 template <class T>
 void check_norm() {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   CHECK(count_wrong([&](index_t rows, index_t cols, index_t gap, index_t offset) {
           Guarded<T> a(rows, cols, gap, offset);
           a.fill(10);
@@ -146,7 +145,7 @@ void check_norm() {
           for (index_t i = 0; i < rows; ++i)
             for (index_t j = 0; j < cols; ++j) sum += static_cast<long double>(a.at(i, j)) * a.at(i, j);
           const auto want = static_cast<double>(sum);
-          return within(Cpu::norm2(ctx, a.const_view()), want, 1e-14 * want);
+          return within(Tested::norm2(ctx, a.const_view()), want, 1e-14 * want);
         }) == 0);
 }
 
@@ -162,23 +161,23 @@ TEST_CASE("map applies a functor to every element, with inputs broadcast along r
 }
 
 TEST_CASE("the functors that adapters share") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<float> out(2, 3), in(2, 3);
   out.fill_with(2), in.fill_with(5);
-  Cpu::map(ctx, dw::Add{}, out.view(), in.const_view());
+  Tested::map(ctx, dw::Add{}, out.view(), in.const_view());
   CHECK(out.at(1, 2) == 7);
-  Cpu::map(ctx, dw::AddScaled{0.5}, out.view(), in.const_view());
+  Tested::map(ctx, dw::AddScaled{0.5}, out.view(), in.const_view());
   CHECK(out.at(1, 2) == 9.5);
-  Cpu::map(ctx, dw::Scale{-2}, out.view());
+  Tested::map(ctx, dw::Scale{-2}, out.view());
   CHECK(out.at(1, 2) == -19);
 }
 
 TEST_CASE("fill writes the view and nothing else") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const auto check = [&]<class T>(T) {
     return count_wrong([&](index_t rows, index_t cols, index_t gap, index_t offset) {
       Guarded<T> out(rows, cols, gap, offset);
-      Cpu::fill(ctx, out.view(), 0.3);
+      Tested::fill(ctx, out.view(), 0.3);
       return all_within(
           out, [](index_t, index_t) { return 0.3; }, 0);
     });
@@ -200,14 +199,14 @@ TEST_CASE("copy and copy_transposed move and convert every element") {
 }
 
 TEST_CASE("copy keeps NaN, infinity and the sign of zero") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<float> in(1, 4);
-  in.view()(0, 0) = std::numeric_limits<float>::quiet_NaN();
-  in.view()(0, 1) = -std::numeric_limits<float>::infinity();
-  in.view()(0, 2) = -0.0f;
-  in.view()(0, 3) = 1e20f;
+  in.set(0, 0, std::numeric_limits<float>::quiet_NaN());
+  in.set(0, 1, -std::numeric_limits<float>::infinity());
+  in.set(0, 2, -0.0f);
+  in.set(0, 3, 1e20f);
   Guarded<f16> out(1, 4);
-  Cpu::copy(ctx, in.const_view(), out.view());
+  Tested::copy(ctx, in.const_view(), out.view());
   CHECK(std::isnan(out.at(0, 0)));
   CHECK(out.at(0, 1) == -std::numeric_limits<double>::infinity());
   CHECK(std::signbit(out.at(0, 2)));
@@ -231,29 +230,29 @@ TEST_CASE("norm2 is the sum of squares in double") {
 }
 
 TEST_CASE("norm2 neither overflows where float would nor hides what is not finite") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<float> a(3, 37);
   a.fill_with(1e30);
-  CHECK(Cpu::norm2(ctx, a.const_view()) == Approx(111e60));
+  CHECK(Tested::norm2(ctx, a.const_view()) == Approx(111e60));
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                           -std::numeric_limits<float>::infinity()})
     for (const index_t at : {0, 15, 16, 36}) {
       a.fill_with(1);
-      a.view()(1, at) = bad;
-      CHECK_FALSE(std::isfinite(Cpu::norm2(ctx, a.const_view())));
+      a.set(1, at, bad);
+      CHECK_FALSE(std::isfinite(Tested::norm2(ctx, a.const_view())));
     }
 }
 
 TEST_CASE("the bits of reductions do not depend on addresses") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const auto bits_at = [&]<class T>(T, index_t rows, index_t cols, index_t offset) {
     Guarded<T> a(rows, cols, 3, offset), b(rows, cols, 5, offset * 7 % 16);
     Guarded<float> out(1, cols, 0, offset * 5 % 16), row_out(1, rows, 0, offset * 3 % 16);
     a.fill(1), b.fill(2), out.fill(3), row_out.fill(4);
-    Cpu::col_dot(ctx, 0.7, a.const_view(), b.const_view(), out.view());
-    Cpu::col_sum(ctx, 0.7, a.const_view(), out.view());
-    Cpu::row_dot(ctx, 0.7, a.const_view(), b.const_view(), row_out.view());
-    const double norm = Cpu::norm2(ctx, a.const_view());
+    Tested::col_dot(ctx, 0.7, a.const_view(), b.const_view(), out.view());
+    Tested::col_sum(ctx, 0.7, a.const_view(), out.view());
+    Tested::row_dot(ctx, 0.7, a.const_view(), b.const_view(), row_out.view());
+    const double norm = Tested::norm2(ctx, a.const_view());
     return out.bits() + row_out.bits() + bits_of(dw::MatrixView<const double>{&norm, 1, 1});
   };
   const auto count_different = [&](auto type) {
@@ -272,34 +271,34 @@ TEST_CASE("the bits of reductions do not depend on addresses") {
 }
 
 TEST_CASE("primitives refuse views that do not fit, by name") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<float> a(4, 5), b(4, 6), row(1, 5), wide(1, 6);
   const auto message = [&](auto call) { return message_of<dw::ShapeError>(call); };
-  CHECK(message([&] { Cpu::map(ctx, dw::Add{}, a.view(), b.const_view()); }) ==
+  CHECK(message([&] { Tested::map(ctx, dw::Add{}, a.view(), b.const_view()); }) ==
         "map: input.cols (columns): got 6, want 5");
-  CHECK(message([&] { Cpu::map(ctx, dw::Add{}, a.view(), wide.const_view()); }) ==
+  CHECK(message([&] { Tested::map(ctx, dw::Add{}, a.view(), wide.const_view()); }) ==
         "map: input.cols (columns): got 6, want 5");
-  CHECK(message([&] { Cpu::copy(ctx, a.const_view(), b.view()); }) == "copy: out.cols (columns): got 6, want 5");
-  CHECK(message([&] { Cpu::copy_transposed(ctx, a.const_view(), b.view()); }) ==
+  CHECK(message([&] { Tested::copy(ctx, a.const_view(), b.view()); }) == "copy: out.cols (columns): got 6, want 5");
+  CHECK(message([&] { Tested::copy_transposed(ctx, a.const_view(), b.view()); }) ==
         "copy_transposed: out.rows (rows): got 4, want 5");
-  CHECK(message([&] { Cpu::col_dot(ctx, 1, a.const_view(), b.const_view(), row.view()); }) ==
+  CHECK(message([&] { Tested::col_dot(ctx, 1, a.const_view(), b.const_view(), row.view()); }) ==
         "col_dot: b.cols (columns): got 6, want 5");
-  CHECK(message([&] { Cpu::col_dot(ctx, 1, a.const_view(), a.const_view(), wide.view()); }) ==
+  CHECK(message([&] { Tested::col_dot(ctx, 1, a.const_view(), a.const_view(), wide.view()); }) ==
         "col_dot: out.cols (columns): got 6, want 5");
-  CHECK(message([&] { Cpu::col_sum(ctx, 1, a.const_view(), wide.view()); }) ==
+  CHECK(message([&] { Tested::col_sum(ctx, 1, a.const_view(), wide.view()); }) ==
         "col_sum: out.cols (columns): got 6, want 5");
-  CHECK(message([&] { Cpu::row_dot(ctx, 1, a.const_view(), a.const_view(), row.view()); }) ==
+  CHECK(message([&] { Tested::row_dot(ctx, 1, a.const_view(), a.const_view(), row.view()); }) ==
         "row_dot: out.cols (columns): got 5, want 4");
-  CHECK(message([&] { Cpu::dropout(ctx, 0.5, dw::RandomKey{1}, {}, a.const_view(), b.view()); }) ==
+  CHECK(message([&] { Tested::dropout(ctx, 0.5, dw::CallKey{{1}}, {}, a.const_view(), b.view()); }) ==
         "dropout: out.cols (columns): got 6, want 5");
 }
 
 TEST_CASE("a transpose into its own memory is refused") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<float> a(4, 4);
   a.fill(1);
   const std::string before = a.bits();
-  CHECK(message_of<dw::AliasError>([&] { Cpu::copy_transposed(ctx, a.const_view(), a.view()); }) ==
+  CHECK(message_of<dw::AliasError>([&] { Tested::copy_transposed(ctx, a.const_view(), a.view()); }) ==
         "copy_transposed: in and out: got views that share memory, want separate ones");
   CHECK(a.bits() == before);
 }

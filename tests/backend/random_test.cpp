@@ -10,7 +10,6 @@
 
 using namespace deltaw_tests;
 using dw::bf16;
-using dw::Cpu;
 
 namespace {
 
@@ -18,10 +17,10 @@ constexpr dw::RandomKey key{77};
 
 template <class T>
 Guarded<T> whole_mask(double p, index_t rows, index_t cols) {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<T> in(rows, cols), out(rows, cols);
   in.fill_with(1);
-  Cpu::dropout(ctx, p, key, {}, in.const_view(), out.view());
+  Tested::dropout(ctx, p, dw::CallKey{key}, {}, in.const_view(), out.view());
   return out;
 }
 
@@ -45,11 +44,11 @@ Guarded<float> in_pieces(index_t rows, index_t cols, index_t row, index_t col, F
 }  // namespace
 
 TEST_CASE("every element of a random fill is the number of its row and column") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const dw::RandomOrigin origin{7, 10};
   Guarded<double> uniform(5, 131, 2, 1), normal(5, 131);
-  Cpu::fill_uniform(ctx, key, origin, -3, 5, uniform.view());
-  Cpu::fill_normal(ctx, key, origin, 0.25, normal.view());
+  Tested::fill_uniform(ctx, key, origin, -3, 5, uniform.view());
+  Tested::fill_normal(ctx, key, origin, 0.25, normal.view());
   int different = 0;
   for (index_t i = 0; i < 5; ++i)
     for (index_t j = 0; j < 131; ++j) {
@@ -65,13 +64,11 @@ TEST_CASE("every element of a random fill is the number of its row and column") 
 }
 
 TEST_CASE("a part of a matrix gets the same random numbers as in the whole") {
-  Cpu::Context ctx;
-  const auto uniform = [&](dw::RandomOrigin origin, dw::MatrixView<float> out) {
-    Cpu::fill_uniform(ctx, key, origin, -1, 1, out);
+  Tested::Context ctx;
+  const auto uniform = [&](dw::RandomOrigin origin, View<float> out) {
+    Tested::fill_uniform(ctx, key, origin, -1, 1, out);
   };
-  const auto normal = [&](dw::RandomOrigin origin, dw::MatrixView<float> out) {
-    Cpu::fill_normal(ctx, key, origin, 1, out);
-  };
+  const auto normal = [&](dw::RandomOrigin origin, View<float> out) { Tested::fill_normal(ctx, key, origin, 1, out); };
   Guarded<float> whole_uniform(9, 150), whole_normal(9, 150);
   uniform({}, whole_uniform.view());
   normal({}, whole_normal.view());
@@ -86,28 +83,28 @@ TEST_CASE("a part of a matrix gets the same random numbers as in the whole") {
 }
 
 TEST_CASE("float, double and 16-bit fills are roundings of the same numbers") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<double> exact(3, 70);
   Guarded<float> single(3, 70);
-  Guarded<bf16> half(3, 70);
-  Cpu::fill_normal(ctx, key, {}, 1, exact.view());
-  Cpu::fill_normal(ctx, key, {}, 1, single.view());
-  Cpu::fill_normal(ctx, key, {}, 1, half.view());
+  Guarded<bf16> rounded(3, 70);
+  Tested::fill_normal(ctx, key, {}, 1, exact.view());
+  Tested::fill_normal(ctx, key, {}, 1, single.view());
+  Tested::fill_normal(ctx, key, {}, 1, rounded.view());
   int different = 0;
   for (index_t i = 0; i < 3; ++i)
     for (index_t j = 0; j < 70; ++j) {
       const double x = exact.at(i, j);
       different += single.at(i, j) == static_cast<double>(static_cast<float>(x)) ? 0 : 1;
-      different += half.at(i, j) == static_cast<double>(static_cast<float>(bf16(x))) ? 0 : 1;
+      different += rounded.at(i, j) == static_cast<double>(static_cast<float>(bf16(x))) ? 0 : 1;
     }
   CHECK(different == 0);
 }
 
 TEST_CASE("a uniform fill stays within its bounds, other keys give other numbers") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   Guarded<float> a(50, 100), b(50, 100);
-  Cpu::fill_uniform(ctx, key, {}, -0.125, 0.25, a.view());
-  Cpu::fill_uniform(ctx, key.fold(1), {}, -0.125, 0.25, b.view());
+  Tested::fill_uniform(ctx, key, {}, -0.125, 0.25, a.view());
+  Tested::fill_uniform(ctx, key.fold(1), {}, -0.125, 0.25, b.view());
   double lowest = 1, highest = -1;
   int equal = 0;
   for (index_t i = 0; i < 50; ++i)
@@ -143,15 +140,15 @@ TEST_CASE("dropout keeps the share that it should and scales what it keeps") {
 }
 
 TEST_CASE("an element is dropped or kept wherever the tile that holds it begins") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const auto whole = whole_mask<float>(0.4, 9, 150);
   Guarded<float> ones(9, 150);
   ones.fill_with(1);
   for (const index_t row : {0, 1, 4, 9})
     for (const index_t col : {0, 1, 2, 3, 4, 64, 67, 150}) {
-      const auto pieces = in_pieces(9, 150, row, col, [&](dw::RandomOrigin origin, dw::MatrixView<float> out) {
+      const auto pieces = in_pieces(9, 150, row, col, [&](dw::RandomOrigin origin, View<float> out) {
         const auto in = ones.const_view().row_range(0, out.rows).col_range(0, out.cols);
-        Cpu::dropout(ctx, 0.4, key, origin, in, out);
+        Tested::dropout(ctx, 0.4, dw::CallKey{key}, origin, in, out);
       });
       CHECK(pieces.bits() == whole.bits());
       CHECK(pieces.intact());
@@ -159,7 +156,7 @@ TEST_CASE("an element is dropped or kept wherever the tile that holds it begins"
 }
 
 TEST_CASE("dropout overwrites or accumulates, in place too, in mixed types") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const auto mask = whole_mask<double>(0.3, 6, 77);
   Guarded<bf16> in(6, 77, 2, 3);
   in.fill(3);
@@ -167,10 +164,10 @@ TEST_CASE("dropout overwrites or accumulates, in place too, in mixed types") {
   out.fill_with(std::numeric_limits<double>::quiet_NaN());
   sum.fill(4);
   const Guarded<float> before = sum;
-  Cpu::copy(ctx, in.const_view(), place.view());
-  Cpu::dropout(ctx, 0.3, key, {}, in.const_view(), out.view());
-  Cpu::dropout(ctx, 0.3, key, {}, in.const_view(), sum.view(), true);
-  Cpu::dropout(ctx, 0.3, key, {}, place.const_view(), place.view());
+  Tested::copy(ctx, in.const_view(), place.view());
+  Tested::dropout(ctx, 0.3, dw::CallKey{key}, {}, in.const_view(), out.view());
+  Tested::dropout(ctx, 0.3, dw::CallKey{key}, {}, in.const_view(), sum.view(), true);
+  Tested::dropout(ctx, 0.3, dw::CallKey{key}, {}, place.const_view(), place.view());
   int wrong = 0;
   for (index_t i = 0; i < 6; ++i)
     for (index_t j = 0; j < 77; ++j) {
@@ -186,25 +183,25 @@ TEST_CASE("dropout overwrites or accumulates, in place too, in mixed types") {
 }
 
 TEST_CASE("a dropped element is gone even where it is not finite") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const auto mask = whole_mask<float>(0.5, 1, 64);
   Guarded<float> in(1, 64), out(1, 64);
   in.fill_with(std::numeric_limits<double>::infinity());
-  Cpu::dropout(ctx, 0.5, key, {}, in.const_view(), out.view());
+  Tested::dropout(ctx, 0.5, dw::CallKey{key}, {}, in.const_view(), out.view());
   int wrong = 0;
   for (index_t j = 0; j < 64; ++j) wrong += std::isinf(out.at(0, j)) == (mask.at(0, j) != 0) ? 0 : 1;
   CHECK(wrong == 0);
 }
 
 TEST_CASE("input dropout depends on seed, layer, step, micro-batch and row, and on nothing else") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const dw::LinearShape shape{.in_features = 33, .out_features = 4};
   Guarded<float> ones(600, 33);  // more than two tiles
   ones.fill_with(1);
   const auto mask = [&](std::uint64_t seed, std::uint64_t layer, dw::Call call) {
-    const dw::InputDropout<float, Cpu> dropout(0.5, seed, layer, shape);
+    const dw::InputDropout<float, Tested> dropout(0.5, seed, layer, shape);
     std::string bits;
-    dropout.for_each_tile(ctx, ones.const_view(), call, [&](dw::ConstMatrixView<float> x, index_t first) {
+    dropout.for_each_tile(ctx, ones.const_view(), call, [&](ConstView<float> x, index_t first) {
       if (call.training) CHECK(x.rows <= 256);
       CHECK(first % 256 == 0);
       bits += bits_of(x);
@@ -228,9 +225,9 @@ TEST_CASE("input dropout depends on seed, layer, step, micro-batch and row, and 
 }
 
 TEST_CASE("the product through dropout is the dropped product, tile by tile") {
-  Cpu::Context ctx;
+  Tested::Context ctx;
   const dw::LinearShape shape{.in_features = 21, .out_features = 4, .shard = {.in_offset = 5, .in_total = 40}};
-  const dw::InputDropout<double, Cpu> dropout(0.25, 1, 2, shape);
+  const dw::InputDropout<double, Tested> dropout(0.25, 1, 2, shape);
   const dw::Call call{.training = true, .step = 3};
   const index_t rows = 300;
   Guarded<double> h(rows, 3), a(3, 21), dx(rows, 21, 2, 1), product(rows, 21), dropped(rows, 21);
@@ -238,11 +235,11 @@ TEST_CASE("the product through dropout is the dropped product, tile by tile") {
   Guarded<double> want = dx;
   dropout.add_product(ctx, h.const_view(), a.const_view(), dx.view(), call);
 
-  Cpu::gemm(ctx, 1, h.const_view(), a.const_view(), 0, product.view());
-  dropout.for_each_tile(ctx, product.const_view(), call, [&](dw::ConstMatrixView<double> tile, index_t first) {
-    Cpu::copy(ctx, tile, dropped.view().row_range(first, tile.rows));
+  Tested::gemm(ctx, 1, h.const_view(), a.const_view(), 0, product.view());
+  dropout.for_each_tile(ctx, product.const_view(), call, [&](ConstView<double> tile, index_t first) {
+    Tested::copy(ctx, tile, dropped.view().row_range(first, tile.rows));
   });
-  Cpu::map(ctx, dw::Add{}, want.view(), dropped.const_view());
+  Tested::map(ctx, dw::Add{}, want.view(), dropped.const_view());
   CHECK(dx.bits() == want.bits());
   CHECK(dx.intact());
 }

@@ -1,7 +1,7 @@
 #include <string>
 #include <vector>
 
-#include "../backend/guarded.hpp"
+#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "catch.hpp"
 #include "deltaw/base/dense.hpp"

@@ -92,8 +92,8 @@ TEST_CASE("random numbers and dropout masks are the same bits on both backends")
     dw::Cuda::fill_uniform(gpu, key, origin, -2, 3, uniform.device.view());
     dw::Cpu::fill_normal(cpu, key, origin, 2, normal.host.view());
     dw::Cuda::fill_normal(gpu, key, origin, 2, normal.device.view());
-    dw::Cpu::dropout(cpu, 0.3, key, origin, in.host.view(), out.host.view(), true);
-    dw::Cuda::dropout(gpu, 0.3, key, origin, in.device.view(), out.device.view(), true);
+    dw::Cpu::dropout(cpu, 0.3, dw::CallKey{key}, origin, in.host.view(), out.host.view(), true);
+    dw::Cuda::dropout(gpu, 0.3, dw::CallKey{key}, origin, in.device.view(), out.device.view(), true);
     CHECK(difference<float>(gpu, uniform.device, uniform.host) == 0);
     CHECK(difference<float>(gpu, normal.device, normal.host) == 0);
     CHECK(difference<float>(gpu, out.device, out.host) == 0);

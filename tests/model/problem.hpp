@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "../backend/guarded.hpp"
+#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/base/dense.hpp"

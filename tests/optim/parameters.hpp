@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "../backend/guarded.hpp"
+#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "deltaw/core/parameter.hpp"
 

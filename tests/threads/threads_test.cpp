@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "../backend/guarded.hpp"
+#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "catch.hpp"
 #include "deltaw/adapters/lora.hpp"

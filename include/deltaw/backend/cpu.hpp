@@ -133,12 +133,12 @@ struct Cpu {
 
   /// out = mask o in / (1 - p), or out += that: element (i, j) is dropped where its random number falls below p.
   template <class U, class T>
-  static void dropout(Context&, double p, RandomKey key, RandomOrigin origin, MatrixView<U, Host> in,
+  static void dropout(Context&, double p, CallKey key, RandomOrigin origin, MatrixView<U, Host> in,
                       MatrixView<T, Host> out, bool accumulate = false) {
     check_view("dropout", "out", out, in.rows, in.cols);
     const auto threshold = static_cast<std::uint64_t>(std::llround(p * 0x1p32));
     const auto keep = static_cast<compute_t<T>>(1 / (1 - p));
-    for_each_random(key, origin, in.rows, in.cols, [&](index_t i, index_t j, std::uint32_t bits) {
+    for_each_random(key.key(), origin, in.rows, in.cols, [&](index_t i, index_t j, std::uint32_t bits) {
       const auto x = bits < threshold ? compute_t<T>(0) : static_cast<compute_t<T>>(in.data[i * in.stride + j]) * keep;
       T& o = out.data[i * out.stride + j];
       o = T(accumulate ? static_cast<compute_t<T>>(o) + x : x);
@@ -182,6 +182,55 @@ struct Cpu {
     if (!momentum.empty()) check_view("sgd", "momentum", momentum, value.rows, value.cols);
     cpu_detail::sgd(u, value, gradient, momentum);
   }
+
+  /// What an optimizer keeps on the device between its steps: nothing, here.
+  struct StepState {};
+
+  /// One optimizer step: `measure` every gradient, `decide`, hand over every update, `run`. Here each is done as it comes.
+  class Step {
+   public:
+    Step(Context& ctx, StepState&, const StepPolicy& policy) : ctx_(ctx), policy_(policy) {}
+
+    template <class P>
+    void measure(const P& parameter) {
+      const double n = norm2(ctx_, parameter.grad.view());
+      if (!std::isfinite(n) && report_.non_finite.empty()) report_.non_finite = parameter.full_name();
+      norm2_ += n;
+    }
+    /// Whether the step is taken, by what was measured.
+    StepReport decide() {
+      if (!policy_.needs_norm()) return report_;
+      report_.gradient_norm = std::sqrt(norm2_) * policy_.unscale;
+      report_.skipped = policy_.skip_non_finite && !report_.non_finite.empty();
+      if (!policy_.skip_non_finite) report_.non_finite.clear();
+      return report_;
+    }
+    /// For a rule to put into its update.
+    double gradient_scale() const {
+      return clipped_scale(policy_.unscale, policy_.max_gradient_norm, report_.gradient_norm);
+    }
+    Context& context() { return ctx_; }
+
+    template <class T>
+    void adamw(const AdamWUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
+               MatrixView<T, Host> m, MatrixView<T, Host> v) {
+      Cpu::adamw(ctx_, u, value, gradient, m, v);
+    }
+    template <class T>
+    void sgd(const SgdUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
+             MatrixView<T, Host> momentum) {
+      Cpu::sgd(ctx_, u, value, gradient, momentum);
+    }
+    void run() {}
+
+   private:
+    Context& ctx_;
+    StepPolicy policy_;
+    StepReport report_;
+    double norm2_ = 0;
+  };
+  /// What the last steps did that the host does not know yet: here, nothing.
+  static SettledSteps settle(Context&, StepState&) { return {}; }
 
  private:
   template <class In>

@@ -8,53 +8,26 @@
 #include <limits>
 
 #include "deltaw/backend/cuda_kernels.hpp"
-#include "deltaw/backend/cuda_runtime.hpp"
+#include "deltaw/backend/cuda_step.hpp"
 #include "deltaw/core/functors.hpp"
 
 namespace deltaw {
 
-/// What a context borrows; null members are made and owned by the context.
-struct CudaOptions {
-  cudaStream_t stream = nullptr;
-  cublasHandle_t cublas = nullptr;
-  void* workspace = nullptr;  ///< device memory for temporaries; never grows when given
-  std::size_t workspace_bytes = 0;
-  void* cublas_workspace = nullptr;  ///< device memory for cuBLAS; allocated once when null
-  std::size_t cublas_workspace_bytes = std::size_t{32} << 20;
-  bool allow_tf32 = false;  ///< float products may round their inputs to 10 bits of mantissa
-};
-
 struct Cuda {
   using Space = Device;
 
-  class Context {
-   public:
-    explicit Context(CudaOptions options = {});
-    Context(const Context&) = delete;
-    Context& operator=(const Context&) = delete;
-    ~Context();
-
-    cudaStream_t stream() const { return stream_; }
-    cublasHandle_t cublas() const { return cublas_; }
-    /// Waits until all that was enqueued is done: for the caller to call, we never do.
-    void synchronize() { cuda_detail::check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
-
-    Arena<Device> arena;
-
-   private:
-    cudaStream_t stream_ = nullptr;
-    cublasHandle_t cublas_ = nullptr;
-    bool owns_stream_ = false, owns_cublas_ = false;
-    Tensor<unsigned char, Device> cublas_workspace_;
-  };
+  using Context = CudaContext;
+  using StepState = CudaStepState;
+  using Step = CudaStep;
+  static SettledSteps settle(Context& ctx, StepState& state) { return settle_steps(ctx, state); }
 
   template <class T>
   static MatrixView<T, Device> temp(Context& ctx, index_t rows, index_t cols) {
     return ctx.arena.template take<T>(rows, cols);
   }
 
-  /// C = alpha A B + beta C in float for 16-bit operands. cuBLAS takes one input type: where one operand is 16-bit the
-  /// other is rounded to it.
+  /// C = alpha A B + beta C, sums in float for 16-bit operands. cuBLAS takes one type for both: where one is 16-bit the
+  /// other is rounded to it, where one is double all are double.
   template <class A, class B, class T>
   static void gemm(Context& ctx, double alpha, A a, B b, double beta, MatrixView<T, Device> c);
 
@@ -108,9 +81,32 @@ struct Cuda {
                         read(a), read(b), out);
   }
 
+  /// sum_ij a_ij^2 in double, on the host: it waits for the stream. An optimizer step does not, see CudaStep.
+  template <class T>
+  static double norm2(Context& ctx, MatrixView<T, Device> a) {
+    Arena<Device>::Mark mark(ctx.arena);
+    const auto record = temp<cuda_detail::StepRecord>(ctx, 1, 1);
+    cuda_detail::PendingTensors pending;
+    bool first = true;
+    const auto sum_up = [&] {
+      cuda_detail::launch_norm2<std::remove_const_t<T>>(ctx, pending, first, record.data);
+      first = false;
+    };
+    cuda_detail::for_each_piece(a.rows, a.cols, a.contiguous(), [&](index_t row, index_t count) {
+      if (pending.full()) sum_up();
+      pending.add({nullptr, a.data + row * a.stride, nullptr, nullptr, count, 0, 0});
+    });
+    sum_up();
+    double sum = 0;
+    cuda_detail::check(cudaMemcpyAsync(&sum, &record.data->norm2, sizeof sum, cudaMemcpyDeviceToHost, ctx.stream()),
+                       "cudaMemcpyAsync");
+    ctx.synchronize();
+    return sum;
+  }
+
   /// out = mask o in / (1 - p), or out += that, as on the Cpu: the same elements fall.
   template <class U, class T>
-  static void dropout(Context& ctx, double p, RandomKey key, RandomOrigin origin, MatrixView<U, Device> in,
+  static void dropout(Context& ctx, double p, CallKey key, RandomOrigin origin, MatrixView<U, Device> in,
                       MatrixView<T, Device> out, bool accumulate = false) {
     check_view("dropout", "out", out, in.rows, in.cols);
     const cuda_detail::DropElement<std::remove_const_t<U>, T> drop{
@@ -133,12 +129,6 @@ struct Cuda {
     template <class X>
     DELTAW_HD X operator()(X) const {
       return static_cast<X>(value);
-    }
-  };
-  struct Assign {
-    template <class X, class Y>
-    DELTAW_HD X operator()(X, Y in) const {
-      return static_cast<X>(in);
     }
   };
 
@@ -164,43 +154,16 @@ struct Cuda {
     cuda_detail::launch(ctx.stream(), dim3(blocks(a.cols, 32)), cuda_detail::block_size,
                         &cuda_detail::column_sums_kernel<T, A, B>, scale, a, b, out);
   }
-  template <class F>
-  static void random(Context& ctx, F f, RandomKey key, RandomOrigin origin, index_t rows, index_t cols) {
+  template <class F, class Key>
+  static void random(Context& ctx, F f, Key key, RandomOrigin origin, index_t rows, index_t cols) {
     if (rows == 0 || cols == 0) return;
     const index_t slots = (cols + static_cast<index_t>(origin.col % 4) + 3) / 4;
     const cuda_detail::Tiling tiling{row_width(slots), 4};
     const dim3 grid(blocks(slots, tiling.width), grid_rows(rows, cuda_detail::block_size / tiling.width));
-    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size, &cuda_detail::random_kernel<F>, f, key, origin,
-                        rows, cols, tiling);
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size, &cuda_detail::random_kernel<F, Key>, f, key,
+                        origin, rows, cols, tiling, ctx.replay());
   }
 };
-
-inline Cuda::Context::Context(CudaOptions options)
-    : arena(options.workspace == nullptr ? Arena<Device>() : Arena<Device>(options.workspace, options.workspace_bytes)),
-      stream_(options.stream),
-      cublas_(options.cublas) {
-  if (stream_ == nullptr) {
-    cuda_detail::check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    owns_stream_ = true;
-  }
-  if (cublas_ == nullptr) {
-    cuda_detail::check(cublasCreate(&cublas_), "cublasCreate");
-    owns_cublas_ = true;
-  }
-  cuda_detail::check(cublasSetStream(cublas_, stream_), "cublasSetStream");
-  void* workspace = options.cublas_workspace;
-  if (workspace == nullptr)
-    workspace = cublas_workspace_.resize(1, static_cast<index_t>(options.cublas_workspace_bytes)).data;
-  cuda_detail::check(cublasSetWorkspace(cublas_, workspace, options.cublas_workspace_bytes), "cublasSetWorkspace");
-  cuda_detail::check(cublasSetMathMode(cublas_, options.allow_tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH),
-                     "cublasSetMathMode");
-}
-
-inline Cuda::Context::~Context() {
-  if (owns_stream_) cudaStreamSynchronize(stream_);  // what is under way may still use our memory
-  if (owns_cublas_) cublasDestroy(cublas_);
-  if (owns_stream_) cudaStreamDestroy(stream_);
-}
 
 template <class F, class T, class... In>
 void Cuda::map(Context& ctx, F f, MatrixView<T, Device> out, MatrixView<In, Device>... in) {
@@ -281,10 +244,15 @@ void multiply(Cuda::Context& ctx, double alpha, Operand<N> a, Operand<N> b, doub
         "cublasGemmEx");
 }
 
-/// The type both operands take: the 16-bit one where there is any.
+/// The type both operands take: double where there is one, else the 16-bit type where there is one, else float.
 template <class A, class B, class C>
-using product_t =
-    std::conditional_t<is_half<A>, A, std::conditional_t<is_half<B>, B, std::conditional_t<is_half<C>, C, A>>>;
+struct ProductType {
+  template <class T>
+  static constexpr bool any = std::is_same_v<A, T> || std::is_same_v<B, T> || std::is_same_v<C, T>;
+  static_assert(any<double> || !(any<bf16> && any<f16>), "deltaw: no product mixes bf16 and f16: convert one of them");
+  using type = std::conditional_t<any<double>, double,
+                                  std::conditional_t<any<bf16>, bf16, std::conditional_t<any<f16>, f16, float>>>;
+};
 
 }  // namespace cuda_detail
 
@@ -306,9 +274,17 @@ void Cuda::gemm(Context& ctx, double alpha, A left, B right, double beta, Matrix
   }
   using TA = std::remove_const_t<std::remove_pointer_t<decltype(a.stored.data)>>;
   using TB = std::remove_const_t<std::remove_pointer_t<decltype(b.stored.data)>>;
-  using N = cuda_detail::product_t<TA, TB, T>;
+  using N = typename cuda_detail::ProductType<TA, TB, T>::type;
   Arena<Device>::Mark mark(ctx.arena);
-  cuda_detail::multiply<N>(ctx, alpha, cuda_detail::as_type<N>(ctx, a), cuda_detail::as_type<N>(ctx, b), beta, c);
+  const auto in_a = cuda_detail::as_type<N>(ctx, a), in_b = cuda_detail::as_type<N>(ctx, b);
+  if constexpr (std::is_same_v<N, double> && !std::is_same_v<T, double>) {
+    auto wide = temp<double>(ctx, c.rows, c.cols);
+    if (beta != 0) copy(ctx, c, wide);
+    cuda_detail::multiply<N>(ctx, alpha, in_a, in_b, beta, wide);
+    copy(ctx, wide, c);
+  } else {
+    cuda_detail::multiply<N>(ctx, alpha, in_a, in_b, beta, c);
+  }
 }
 
 }  // namespace deltaw

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "deltaw/backend/cuda_context.hpp"
 #include "deltaw/core/half.hpp"
 #include "deltaw/core/random.hpp"
 #include "deltaw/core/view.hpp"
@@ -127,9 +128,17 @@ __global__ void transpose_kernel(ConstMatrixView<U, Device> in, MatrixView<T, De
     if (col + l < in.cols && row + x < in.rows) out.data[(col + l) * out.stride + row + x] = T(values[x][l]);
 }
 
+__device__ inline RandomKey key_at(RandomKey key, const CudaReplay*) { return key; }
+__device__ inline RandomKey key_at(const CallKey& key, const CudaReplay* replay) { return key.key(replay->steps); }
+
 /// f(i, j, bits) for each element; a thread draws one Philox block, four neighbours of a row.
-template <class F>
-__global__ void random_kernel(F f, RandomKey key, RandomOrigin origin, index_t rows, index_t cols, Tiling tiling) {
+template <class F, class Key>
+__global__ void random_kernel(F f, Key call_key, RandomOrigin origin, index_t rows, index_t cols, Tiling tiling,
+                              const CudaReplay* replay) {
+  __shared__ std::uint64_t key_value;
+  if (threadIdx.x == 0) key_value = key_at(call_key, replay).value;
+  __syncthreads();
+  const RandomKey key{key_value};
   const int rows_a_block = block_size / tiling.width;
   const index_t first_row =
       static_cast<index_t>(blockIdx.y) * rows_a_block + static_cast<int>(threadIdx.x) / tiling.width;

@@ -37,10 +37,7 @@ class DenseLinear {
     check_view("DenseLinear.forward", "x", x, y.rows, shape.in_features, "tokens", "in_features");
     check_view("DenseLinear.forward", "y", y, x.rows, shape.out_features, "tokens", "out_features");
     check_no_alias("DenseLinear.forward", "x", x, "y", y);
-    if (bias.data != nullptr) {
-      B::fill(ctx, y, 0);
-      B::map(ctx, Add{}, y, ConstMatrixView<std::remove_const_t<Bias>, Space>(bias));
-    }
+    if (bias.data != nullptr) B::map(ctx, Assign{}, y, ConstMatrixView<std::remove_const_t<Bias>, Space>(bias));
     B::gemm(ctx, 1, x, t(weight), bias.data != nullptr ? 1 : 0, y);
   }
   /// dx += dy W.

@@ -52,7 +52,7 @@ class InputDropout {
  private:
   static constexpr index_t tile = 256;
 
-  RandomKey key(const Call& call) const { return key_.fold(call.step).fold(call.micro_batch); }
+  CallKey key(const Call& call) const { return {key_, call.step, call.micro_batch}; }
   RandomOrigin origin(const Call& call, index_t row) const {
     return {call.first_row + static_cast<std::uint64_t>(row), first_col_};
   }

@@ -6,6 +6,14 @@
 
 namespace deltaw {
 
+/// in, converted.
+struct Assign {
+  template <class X, class Y>
+  DELTAW_HD X operator()(X, Y in) const {
+    return static_cast<X>(in);
+  }
+};
+
 /// out + in.
 struct Add {
   template <class X, class Y>

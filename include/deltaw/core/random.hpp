@@ -47,6 +47,16 @@ struct RandomKey {
   }
 };
 
+/// The key of one call's masks. It is folded where the numbers are drawn, since a captured graph counts its steps there.
+struct CallKey {
+  RandomKey base;
+  std::uint64_t step = 0, micro_batch = 0;
+
+  DELTAW_HD constexpr RandomKey key(std::uint64_t further_steps = 0) const {
+    return base.fold(step + further_steps).fold(micro_batch);
+  }
+};
+
 /// A name as a number to fold into a key (FNV-1a, 64 bits).
 constexpr std::uint64_t name_hash(std::string_view name) {
   std::uint64_t hash = 0xcbf29ce484222325u;

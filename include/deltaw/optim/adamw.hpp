@@ -23,18 +23,18 @@ struct AdamW {
     check_not_negative("AdamW", "weight_decay", weight_decay);
   }
 
-  template <class B, class Param>
-  void update(typename B::Context& ctx, Param& p, double gradient_scale) const {
+  template <class Step, class Param>
+  void update(Step& step, Param& p) const {
     const AdamWUpdate u{.learning_rate = learning_rate,
                         .beta1 = beta1,
                         .beta2 = beta2,
                         .epsilon = epsilon,
                         .weight_decay = weight_decay,
-                        .gradient_scale = gradient_scale,
+                        .gradient_scale = step.gradient_scale(),
                         .step = p.step};
     auto m = p.slot("exp_avg").view();  // made before v: a new slot may move the other
     auto v = p.slot("exp_avg_sq").view();
-    B::adamw(ctx, u, p.value.view(), std::as_const(p.grad).view(), m, v);
+    step.adamw(u, p.value.view(), std::as_const(p.grad).view(), m, v);
   }
 };
 

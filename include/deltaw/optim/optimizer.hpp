@@ -2,20 +2,15 @@
 // One optimizer step over the parameters of any number of adapters or sets: detect non-finite gradients, unscale, clip by
 // the global norm, then apply a rule to each parameter. The rule (AdamW, Sgd, ...) is a policy for one parameter.
 
-#include <algorithm>
 #include <cmath>
 #include <string>
+#include <type_traits>
 
+#include "deltaw/backend/cpu.hpp"
 #include "deltaw/core/adapter.hpp"
+#include "deltaw/core/update.hpp"
 
 namespace deltaw {
-
-/// What a step did.
-struct StepReport {
-  bool skipped = false;
-  double gradient_norm = 0;     ///< over all trained parameters, after unscaling and before clipping; 0 if not computed
-  std::string non_finite = {};  ///< first parameter with a non-finite gradient, where the step was skipped
-};
 
 template <class R>
 concept UpdateRule = requires(R rule) {
@@ -27,7 +22,8 @@ struct OptimizerOptions {
   bool skip_non_finite = true;   ///< leave everything as it is when a gradient holds NaN or infinity
 };
 
-template <UpdateRule Rule>
+/// `B` is the backend of what it steps.
+template <UpdateRule Rule, class B = Cpu>
 class Optimizer {
  public:
   explicit Optimizer(Rule rule = {}, OptimizerOptions options = {}) : rule_(rule), options_(options) {
@@ -37,42 +33,40 @@ class Optimizer {
   }
 
   /// Updates every trained parameter. Gradients stay as they are: call `zero_grad` before the next backward.
-  /// `loss_scale` is what the loss was multiplied by.
+  /// On a device nothing waits: whether a step was skipped is decided there, and the report says `pending`.
   template <HasParameters First, HasParameters... Rest>
   StepReport step(typename First::Backend::Context& ctx, First& first, Rest&... rest) {
-    using B = typename First::Backend;
-    const auto for_each_trained = [&](auto f) {
-      const auto trained = [&](auto& p) {
-        if (p.trained) f(p);
-      };
-      first.for_each_parameter(trained);
-      (rest.for_each_parameter(trained), ...);
-    };
-    for_each_trained([](const auto& p) { check_gradient(p); });
-    StepReport report;
-    double scale = 1 / loss_scale_;
-    if (options_.skip_non_finite || options_.max_gradient_norm > 0) {
-      double norm2 = 0;
-      for_each_trained([&](auto& p) {
-        const double n = B::norm2(ctx, std::as_const(p.grad).view());
-        if (!std::isfinite(n) && report.non_finite.empty()) report.non_finite = p.full_name();
-        norm2 += n;
-      });
-      report.gradient_norm = std::sqrt(norm2) * scale;
-      if (options_.skip_non_finite && !report.non_finite.empty()) {
-        report.skipped = true;
-        ++skipped_;
-        return report;
-      }
-      if (options_.max_gradient_norm > 0)
-        scale *= std::min(1.0, options_.max_gradient_norm / (report.gradient_norm + 1e-6));
+    static_assert(
+        std::is_same_v<typename First::Backend::StepState, typename B::StepState>,
+        "deltaw: the optimizer is of another backend than the parameters: Optimizer<AdamW, Cuda>, for example");
+    for_each_trained([](const auto& p) { check_gradient(p); }, first, rest...);
+    const StepPolicy policy{1 / loss_scale_, options_.max_gradient_norm, options_.skip_non_finite};
+    typename First::Backend::Step step(ctx, state_, policy);
+    if (policy.needs_norm()) for_each_trained([&](const auto& p) { step.measure(p); }, first, rest...);
+    const StepReport report = step.decide();
+    if (report.skipped) {
+      ++skipped_;
+      return report;
     }
-    for_each_trained([&](auto& p) {
+    const auto update = [&](auto& p) {
       ++p.step;
-      rule_.template update<B>(ctx, p, scale);
+      rule_.update(step, p);
       p.changed();
-    });
+    };
+    for_each_trained(update, first, rest...);
+    step.run();
     return report;
+  }
+
+  /// Waits for the device and makes the host's counts true: skipped steps leave `Parameter::step` and enter `skipped()`.
+  /// Give it what `step` is given, before the state is saved or the set of parameters changes. Reports the last step. On
+  /// the Cpu there is nothing to wait for, and the report is empty.
+  template <HasParameters First, HasParameters... Rest>
+  StepReport settle(typename First::Backend::Context& ctx, First& first, Rest&... rest) {
+    const SettledSteps settled = First::Backend::settle(ctx, state_);
+    for_each_trained([&](auto& p) { p.step -= settled.skipped; }, first, rest...);
+    skipped_ += settled.skipped;
+    return settled.last;
   }
 
   Rule& rule() { return rule_; }
@@ -92,6 +86,13 @@ class Optimizer {
   void set_skipped(long count) { skipped_ = count; }
 
  private:
+  template <class F, class... Parameters>
+  static void for_each_trained(F f, Parameters&... parameters) {
+    const auto trained = [&](auto& p) {
+      if (p.trained) f(p);
+    };
+    (parameters.for_each_parameter(trained), ...);
+  }
   template <class Param>
   static void check_gradient(const Param& p) {
     const auto shape = [](const auto& tensor) {
@@ -104,6 +105,7 @@ class Optimizer {
 
   Rule rule_;
   OptimizerOptions options_;
+  typename B::StepState state_;
   double loss_scale_ = 1;
   long skipped_ = 0;
 };

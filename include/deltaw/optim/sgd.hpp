@@ -29,19 +29,19 @@ struct Sgd {
                                     number_text(dampening) + ", want momentum above 0 and no dampening");
   }
 
-  template <class B, class Param>
-  void update(typename B::Context& ctx, Param& p, double gradient_scale) const {
+  template <class Step, class Param>
+  void update(Step& step, Param& p) const {
     const SgdUpdate u{.learning_rate = learning_rate,
                       .momentum = momentum,
                       .dampening = dampening,
                       .nesterov = nesterov,
                       .weight_decay = weight_decay,
                       .decoupled = decoupled,
-                      .gradient_scale = gradient_scale,
+                      .gradient_scale = step.gradient_scale(),
                       .step = p.step};
     auto value = p.value.view();
     auto buffer = momentum > 0 ? p.slot("momentum_buffer").view() : decltype(value){};
-    B::sgd(ctx, u, value, std::as_const(p.grad).view(), buffer);
+    step.sgd(u, value, std::as_const(p.grad).view(), buffer);
   }
 };
 

@@ -138,6 +138,7 @@ inline constexpr unsigned cudaHostAllocDefault = 0;
 
 // Every function below a `__global__` is ordinary code here. A static local of a kernel is its shared memory.
 #define __global__
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __constant__

@@ -8,15 +8,14 @@
 #include <cstring>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "deltaw/core/half.hpp"
-#include "deltaw/core/view.hpp"
+#include "deltaw/core/memory.hpp"
+#include "tested_backend.hpp"
 
 namespace deltaw_tests {
-
-namespace dw = deltaw;
-using dw::index_t;
 
 /// Uniform in [-1, 1) by a linear congruential generator, which has nothing to do with the library's own.
 class Numbers {
@@ -32,63 +31,62 @@ class Numbers {
 };
 
 /// The bits of every element, row after row, in hexadecimal: two views hold the same bits where these are equal.
-template <class T>
-std::string bits_of(dw::MatrixView<T> v) {
+template <class T, class Space>
+std::string bits_of(dw::MatrixView<T, Space> v) {
   constexpr const char* digits = "0123456789abcdef";
-  const auto row_bytes = static_cast<std::size_t>(v.cols) * sizeof(T);
-  std::string text(2 * row_bytes * static_cast<std::size_t>(v.rows), '0');
-  char* out = text.data();
-  for (index_t i = 0; i < v.rows; ++i) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(v.row_range(i, 1).data);
-    for (std::size_t k = 0; k < row_bytes; ++k) {
-      *out++ = digits[bytes[k] / 16];
-      *out++ = digits[bytes[k] % 16];
-    }
+  const auto values = to_host(v);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+  std::string text(2 * values.size() * sizeof(T), '0');
+  for (std::size_t k = 0; k < text.size() / 2; ++k) {
+    text[2 * k] = digits[bytes[k] / 16];
+    text[2 * k + 1] = digits[bytes[k] % 16];
   }
   return text;
 }
 
-template <class T>
+/// In memory of the tested backend; `at` and `intact` read a copy of it on the host.
+template <class T, class Space = Tested::Space>
 class Guarded {
  public:
+  Guarded() : Guarded(0, 0) {}
   /// rows x cols, `gap` elements between the rows, the first element at `offset` after a guard of 64 elements.
   Guarded(index_t rows, index_t cols, index_t gap = 0, index_t offset = 0)
       : rows_(rows),
         cols_(cols),
         stride_(cols + gap),
         first_(guard + offset),
-        memory_(static_cast<std::size_t>(first_ + rows * stride_ + guard), guard_value()) {
-    dw::MatrixView<T> v = view();
-    for (index_t i = 0; i < rows; ++i)
-      for (index_t j = 0; j < cols; ++j) v(i, j) = T(0.0f);
+        memory_(1, first_ + rows * stride_ + guard) {
+    from_host(std::vector<T>(static_cast<std::size_t>(memory_.size()), guard_value()), memory_.view());
+    fill_with(0);
   }
 
-  dw::MatrixView<T> view() { return {memory_.data() + first_, rows_, cols_, stride_}; }
-  dw::ConstMatrixView<T> view() const { return {memory_.data() + first_, rows_, cols_, stride_}; }
-  dw::ConstMatrixView<T> const_view() const { return view(); }
-  double at(index_t i, index_t j) const { return static_cast<double>(view()(i, j)); }
+  dw::MatrixView<T, Space> view() {
+    stale_ = true;
+    return {memory_.view().data + first_, rows_, cols_, stride_};
+  }
+  dw::ConstMatrixView<T, Space> view() const { return {memory_.view().data + first_, rows_, cols_, stride_}; }
+  dw::ConstMatrixView<T, Space> const_view() const { return view(); }
+  double at(index_t i, index_t j) const { return static_cast<double>(elements()[first_ + i * stride_ + j]); }
+  void set(index_t i, index_t j, double value) {
+    from_host(std::vector<T>{T(value)}, view().row_range(i, 1).col_range(j, 1));
+  }
 
   Guarded& fill(std::uint32_t seed) {
     Numbers numbers(seed);
-    auto v = view();
-    for (index_t i = 0; i < rows_; ++i)
-      for (index_t j = 0; j < cols_; ++j) v(i, j) = T(numbers());
-    return *this;
+    return fill_from([&] { return T(numbers()); });
   }
   Guarded& fill_with(double constant) {
-    auto v = view();
-    for (index_t i = 0; i < rows_; ++i)
-      for (index_t j = 0; j < cols_; ++j) v(i, j) = T(constant);
-    return *this;
+    return fill_from([&] { return T(constant); });
   }
 
   /// Nothing outside the view has been written.
   bool intact() const {
     const T expected = guard_value();
-    for (index_t at = 0; at < static_cast<index_t>(memory_.size()); ++at) {
+    const T* memory = elements();
+    for (index_t at = 0; at < memory_.size(); ++at) {
       const index_t from_first = at - first_;
       const bool inside = from_first >= 0 && from_first < rows_ * stride_ && from_first % stride_ < cols_;
-      if (!inside && std::memcmp(&memory_[static_cast<std::size_t>(at)], &expected, sizeof(T)) != 0) return false;
+      if (!inside && std::memcmp(memory + at, &expected, sizeof(T)) != 0) return false;
     }
     return true;
   }
@@ -100,8 +98,26 @@ class Guarded {
   static constexpr index_t guard = 64;
   static T guard_value() { return T(std::numeric_limits<float>::quiet_NaN()); }
 
+  template <class F>
+  Guarded& fill_from(F next) {
+    std::vector<T> values(static_cast<std::size_t>(rows_ * cols_));
+    for (T& value : values) value = next();
+    from_host(values, view());
+    return *this;
+  }
+  const T* elements() const {
+    if constexpr (std::is_same_v<Space, dw::Host>) {
+      return memory_.view().data;
+    } else {
+      if (std::exchange(stale_, false)) host_ = to_host(memory_.view());
+      return host_.data();
+    }
+  }
+
   index_t rows_, cols_, stride_, first_;
-  std::vector<T> memory_;
+  dw::Tensor<T, Space> memory_;
+  mutable std::vector<T> host_;  // of memory that the host cannot read
+  mutable bool stale_ = true;    // `view` may have been written through since `host_` was read
 };
 
 /// The step from 1 to the next number of T.
