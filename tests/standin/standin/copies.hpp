@@ -33,8 +33,11 @@ inline void refuse_unwritten(const Rows& from, const std::string& who) {
     const std::size_t at = find_unwritten(from.row(i) + skip, from.width - skip);
     if (at < from.width - skip) {
       const Allocation& a = *Machine::get().device.find(from.row(i));
-      stop("unwritten device memory reached the host: " + who + " at byte " +
-           std::to_string(from.row(i) + skip + at - a.begin) + " of " + describe(a));
+      std::uint32_t word;
+      std::memcpy(&word, from.row(i) + skip + at, sizeof word);
+      stop((is_canary_word(word) ? "what lies beside an allocation" : "unwritten device memory") +
+           std::string(" reached the host: ") + who + " at byte " + std::to_string(from.row(i) + skip + at - a.begin) +
+           " of " + describe(a));
     }
   }
 }

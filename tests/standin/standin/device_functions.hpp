@@ -1,5 +1,8 @@
 #pragma once
-// What kernels may call: barriers, full-mask shuffles, atomic addition and a few intrinsics.
+// What kernels may call: barriers, full-mask shuffles, fences, atomic addition, a few intrinsics, and the functions of
+// <math.h> in the global namespace, where CUDA has them.
+
+#include <math.h>
 
 #include <atomic>
 #include <cmath>
@@ -45,7 +48,17 @@ T atomic_add(T* address, T value) {
   return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
 }
 
+/// ThreadSanitizer does not know fences, but it knows that one addition to an atomic comes before another.
+inline void fence(const char* who) {
+  static std::atomic<unsigned> fences;
+  require_kernel(who);
+  fences.fetch_add(1, std::memory_order_acq_rel);
+}
+
 }  // namespace standin
+
+inline void __threadfence() { standin::fence("__threadfence"); }
+inline void __threadfence_block() { standin::fence("__threadfence_block"); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, standin::Site at = standin::Site::current()) {
@@ -81,6 +94,9 @@ template <class T>
 T __ldg(const T* address) {
   return *address;
 }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float rsqrt(float x) { return rsqrtf(x); }
+inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }

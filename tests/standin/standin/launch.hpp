@@ -70,6 +70,15 @@ inline bool legal(const cudaLaunchConfig_t& c) {
          c.gridDim.y >= 1 && c.gridDim.y <= 65535 && c.gridDim.z >= 1 && c.gridDim.z <= 65535;
 }
 
+/// The bytes of a kernel's parameters, each at a multiple of its own alignment, and how many a launch takes.
+template <class... Params>
+constexpr std::size_t parameter_bytes() {
+  std::size_t bytes = 0;
+  ((bytes = round_up(bytes, alignof(Params)) + sizeof(Params)), ...);
+  return bytes;
+}
+inline constexpr std::size_t most_parameter_bytes = 32764;  // CUDA 12.1 and later; 4,096 before
+
 /// New shared memory holds nothing: each block begins with it full of NaN.
 __attribute__((no_sanitize("address", "thread"))) inline void spoil_shared(const Kernel& kernel) {
   const std::uint16_t half = unwritten_half;
@@ -101,6 +110,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   std::lock_guard lock(standin::Machine::get().mutex);
   const standin::Kernel& symbol = standin::Symbols::get().kernel(reinterpret_cast<const void*>(kernel));
   if (!standin::legal(*config)) return standin::fail(cudaErrorInvalidConfiguration);
+  if (standin::parameter_bytes<Params...>() > standin::most_parameter_bytes)
+    return standin::fail(cudaErrorInvalidValue);
   if (symbol.shared_bytes > std::size_t{48} << 10)
     standin::stop(symbol.name + " has " + standin::count(symbol.shared_bytes, "byte") +
                   " of shared memory, more than 48 KiB");

@@ -68,6 +68,15 @@ class Machine {
     return *a;
   }
 
+  /// Puts the handler in place, again where something else has put its own: Catch does, around each test.
+  void watch() {
+    struct sigaction action = {}, before = {};
+    action.sa_sigaction = &explain;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &before);
+    if ((before.sa_flags & SA_SIGINFO) == 0 || before.sa_sigaction != &explain) previous_ = before;
+  }
+
   Shuffled shuffled(std::uint64_t n) {
     const auto draw = [&] {
       state_ = state_ * 6364136223846793005u + 1442695040888963407u;
@@ -81,10 +90,6 @@ class Machine {
  private:
   Machine() {
     if (const char* seed = std::getenv("DELTAW_STANDIN_SEED")) state_ += std::strtoull(seed, nullptr, 10);
-    struct sigaction action = {};
-    action.sa_sigaction = &explain;
-    action.sa_flags = SA_SIGINFO | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &previous_);
   }
   static std::uint64_t gcd(std::uint64_t a, std::uint64_t b) { return b == 0 ? a : gcd(b, a % b); }
 

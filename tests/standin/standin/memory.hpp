@@ -25,14 +25,14 @@
 namespace standin {
 
 inline constexpr std::size_t page = 4096, gap = 16 * page, alignment = 256;
-inline std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
+constexpr std::size_t round_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
 struct Allocation {
   unsigned char* begin = nullptr;  ///< what the program was given
   std::size_t bytes = 0;
   unsigned char* pages = nullptr;
   std::size_t page_bytes = 0;
-  unsigned char canary = 0;
+  std::uint16_t canary = 0;                            ///< what lies beside it, in every 16-bit half
   int closed_for_reading = 0, closed_for_writing = 0;  ///< pinned memory: queued copies that write, that read
 
   bool contains(const void* p) const { return p >= begin && p < begin + bytes; }
@@ -68,11 +68,11 @@ class Range {
     a.page_bytes = page_bytes;
     a.begin = a.pages + page_bytes - padded;
     a.bytes = bytes;
-    a.canary = static_cast<unsigned char>(0xa1 + 2 * (made_++ % 16));
+    a.canary = static_cast<std::uint16_t>(first_canary_half + made_++ % canary_halves);
     next_ += page_bytes + gap;
     if (!map_filled(a.pages, page_bytes)) return nullptr;
-    std::memset(a.pages, a.canary, static_cast<std::size_t>(a.begin - a.pages));
-    std::memset(a.end(), a.canary, padded - bytes);
+    for (unsigned char* p = a.pages; p < a.begin; ++p) *p = canary_byte(a, p);
+    for (unsigned char* p = a.end(); p < a.begin + padded; ++p) *p = canary_byte(a, p);
     DELTAW_STANDIN_POISON(a.pages, static_cast<std::size_t>(a.begin - a.pages));
     DELTAW_STANDIN_POISON(a.end(), padded - bytes);
     return &live_.emplace(a.begin, a).first->second;
@@ -91,13 +91,14 @@ class Range {
     const std::size_t back = a.page_bytes - front - a.bytes;
     DELTAW_STANDIN_UNPOISON(a.pages, front);
     DELTAW_STANDIN_UNPOISON(a.end(), back);
+    const auto right = [&](const unsigned char* p) { return *p == canary_byte(a, p); };
     const auto untouched = [&](const unsigned char* p, std::size_t n) {
-      return n == 0 || (p[0] == a.canary && std::memcmp(p, p + 1, n - 1) == 0);
+      return n < 2 ? n == 0 || right(p) : right(p) && right(p + 1) && std::memcmp(p, p + 2, n - 2) == 0;
     };
     for (std::size_t i = 0; i < front && !untouched(a.pages, front); ++i)
-      if (a.pages[front - 1 - i] != a.canary) stop("write " + count(i + 1, "byte") + " before " + describe(a));
+      if (!right(a.begin - 1 - i)) stop("write " + count(i + 1, "byte") + " before " + describe(a));
     for (std::size_t i = 0; i < back && !untouched(a.end(), back); ++i)
-      if (a.end()[i] != a.canary) stop("write " + count(i, "byte") + " past the end of " + describe(a));
+      if (!right(a.end() + i)) stop("write " + count(i, "byte") + " past the end of " + describe(a));
     DELTAW_STANDIN_POISON(a.pages, front);
     DELTAW_STANDIN_POISON(a.end(), back);
   }
@@ -110,6 +111,9 @@ class Range {
   }
 
  private:
+  static unsigned char canary_byte(const Allocation& a, const unsigned char* p) {
+    return reinterpret_cast<const unsigned char*>(&a.canary)[reinterpret_cast<std::uintptr_t>(p) % 2];
+  }
   /// Opens pages full of the unwritten pattern. Large memory maps one file of it over and over, copied where it is written:
   /// most of a workspace is never touched.
   static bool map_filled(unsigned char* pages, std::size_t bytes) {

@@ -11,6 +11,7 @@ inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
   if (p == nullptr) return standin::fail(cudaErrorInvalidValue);
   *p = nullptr;
   if (bytes == 0) return cudaSuccess;
+  m.watch();
   const standin::Allocation* a = m.device.allocate(bytes);
   if (a == nullptr) return standin::fail(cudaErrorMemoryAllocation);
   mprotect(a->pages, a->page_bytes, PROT_NONE);
@@ -46,6 +47,7 @@ inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
   if (p == nullptr) return standin::fail(cudaErrorInvalidValue);
   *p = nullptr;
   if (bytes == 0) return cudaSuccess;
+  m.watch();
   const standin::Allocation* a = m.pinned.allocate(bytes);
   if (a == nullptr) return standin::fail(cudaErrorMemoryAllocation);
   *p = a->begin;

@@ -92,7 +92,8 @@ class Streams {
       if (stream == null_stream ? s.get() != stream && s->waits_for_null && s->done < s->queued
                                 : stream->waits_for_null && s.get() == null_stream)
         work.waits.push_back({s.get(), s->queued});
-    const Machine& m = Machine::get();
+    Machine& m = Machine::get();
+    m.watch();
     for (Allocation* a : work.pinned_written) ++a->closed_for_reading, m.protect_pinned(*a);
     for (Allocation* a : work.pinned_read) ++a->closed_for_writing, m.protect_pinned(*a);
     stream->queue.push_back(std::move(work));

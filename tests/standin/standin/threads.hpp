@@ -1,7 +1,7 @@
 #pragma once
 // The executor for ThreadSanitizer: one operating-system thread for each thread of a block. Slow; for small tests.
 
-#include <condition_variable>
+#include <atomic>
 #include <mutex>
 #include <thread>
 
@@ -21,6 +21,7 @@ class Threads : public Executor {
   void run(Block& block, uint3 at, dim3 grid, dim3 size, const std::function<void()>& body) override {
     block_ = &block;
     running_ = block.threads.size();
+    gates_ = std::vector<std::atomic<unsigned>>(running_);
     const Shuffled order = Machine::get().shuffled(running_);
     std::vector<std::thread> threads;
     for (std::uint64_t i = 0; i < order.n; ++i)
@@ -28,30 +29,37 @@ class Threads : public Executor {
         current_executor = this, current_block = &block, current_thread = t;
         threadIdx = block.index(t), blockIdx = at, gridDim = grid, blockDim = size;
         body();
-        std::unique_lock lock(mutex_);
-        block.threads[t].state = State::finished;
-        stopped_running();
+        stop_running(State::finished, {"", 0});
       });
     for (std::thread& thread : threads) thread.join();
   }
 
+  /// A thread that goes on takes no lock: that would order it behind those that have reached the next barrier already, and
+  /// ThreadSanitizer would see no race where a barrier is missing before that one.
   void wait(State state, Site at) override {
-    std::unique_lock lock(mutex_);
-    Thread& t = block_->threads[current_thread];
-    t.state = state, t.at = at;
-    stopped_running();
-    changed_.wait(lock, [&] { return t.state == State::ready; });
+    const std::atomic<unsigned>& gate = gates_[current_thread];
+    const unsigned passed = gate.load(std::memory_order_relaxed);
+    stop_running(state, at);
+    gate.wait(passed, std::memory_order_acquire);
   }
 
  private:
-  void stopped_running() {
+  /// The last one that runs opens the gates of those that may go on.
+  void stop_running(State state, Site at) {
+    std::lock_guard lock(mutex_);
+    Thread& self = block_->threads[current_thread];
+    self.state = state, self.at = at;
     if (--running_ > 0 || !block_->release()) return;
-    for (const Thread& t : block_->threads) running_ += t.state == State::ready;
-    changed_.notify_all();
+    for (std::size_t t = 0; t < gates_.size(); ++t)
+      if (block_->threads[t].state == State::ready) {
+        ++running_;
+        gates_[t].fetch_add(1, std::memory_order_release);
+        gates_[t].notify_one();
+      }
   }
 
   std::mutex mutex_;
-  std::condition_variable changed_;
+  std::vector<std::atomic<unsigned>> gates_;  ///< by thread: how often it was let go on
   std::size_t running_ = 0;
   Block* block_ = nullptr;
 };

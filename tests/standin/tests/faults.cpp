@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
     const Outcome faulty = run("/proc/self/exe", fault, true), twin = run("/proc/self/exe", fault, false);
     const bool stopped = as_promised(fault, faulty), passed = twin.status == 0;
     failures += !stopped + !passed;
-    std::printf("%-28s fault %s, twin %s\n", fault.name, stopped ? "stopped" : "NOT STOPPED",
+    std::printf("%-32s fault %s, twin %s\n", fault.name, stopped ? "stopped" : "NOT STOPPED",
                 passed ? "passes" : "FAILS");
     if (!stopped)
       std::printf("  status %d, said: %s\n  wanted: %s\n", faulty.status, faulty.said.c_str(), fault.message);

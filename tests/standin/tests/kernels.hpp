@@ -56,6 +56,22 @@ __global__ void rotate_some(const T* in, T* out, int reach, bool others_return) 
   out[i] = values[i];
 }
 
+/// out_i = in_i + in_{i+1}, of which the last has no right-hand neighbour.
+__global__ inline void sum_neighbours(const float* in, float* out, int n) {
+  const auto i = static_cast<int>(threadIdx.x);
+  out[i] = in[i] + (i + 1 < n ? in[i + 1] : 0);
+}
+
+/// The thread that comes last adds up what the others have written, which they show it by a fence before they are counted.
+__global__ inline void last_adds_up(const float* in, float* seen, unsigned* arrived, float* out, bool fence) {
+  seen[threadIdx.x] = in[threadIdx.x];
+  if (fence) __threadfence();
+  if (atomicAdd(arrived, 1u) + 1 < blockDim.x) return;
+  if (fence) __threadfence();
+  *out = 0;
+  for (unsigned i = 0; i < blockDim.x; ++i) *out += seen[i];
+}
+
 __global__ inline void store_at(float* out, int at, float value) {
   if (threadIdx.x == 0) out[at] = value;
 }

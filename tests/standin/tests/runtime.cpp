@@ -48,6 +48,30 @@ __global__ void block_sum(const T* in, T* out) {
   if (i == 0) atomicAdd(out, values[0]);
 }
 
+__forceinline__ __device__ double cube(double x) { return std::pow(x, 3); }
+
+/// Functions that kernels call by CUDA's names and by those of the standard library.
+template <class T>
+__global__ void __launch_bounds__(32) mathematics(const T* __restrict__ in, T* __restrict__ out) {
+  const T x = in[threadIdx.x];
+  T* mine = out + 6 * threadIdx.x;
+  mine[0] = isfinite(x) && !isnan(x) && !isinf(x) ? T(1) : T(0);
+  mine[1] = rsqrt(x);
+  mine[2] = pow(x, T(0.5));
+  mine[3] = std::pow(x, T(2));
+  mine[4] = std::sqrt(x);
+  mine[5] = static_cast<T>(cube(static_cast<double>(x)));
+}
+
+template <std::size_t Bytes>
+struct Bulk {
+  unsigned char bytes[Bytes];
+};
+template <std::size_t Bytes>
+__global__ void last_byte(Bulk<Bytes> bulk, int* out) {
+  *out = bulk.bytes[Bytes - 1];
+}
+
 void threads_and_blocks() {
   const int n = 3 * 2 * 2 * 4 * 3 * 2;
   auto *visits = to_device(std::vector<int>(n)), *order = device_new<int>(n), *next = to_device(std::vector<int>(1));
@@ -140,6 +164,29 @@ void copies() {
   REQUIRE(cudaFreeHost(pinned) == cudaSuccess);
 }
 
+template <class T>
+void functions() {
+  const std::vector<T> values{4, T(0.25), T(INFINITY)};
+  auto* out = device_new<T>(18);
+  REQUIRE(launch(nullptr, 1, 3, &mathematics<T>, static_cast<const T*>(to_device(values)), out) == cudaSuccess);
+  const T infinite = T(INFINITY);
+  REQUIRE(to_host(out, 18) == (std::vector<T>{1, T(0.5), 2, 16, 2, 64,                       //
+                                              1, 2, T(0.5), T(0.0625), T(0.5), T(0.015625),  //
+                                              0, 0, infinite, infinite, infinite, infinite}));
+}
+
+/// 32,764 bytes of parameters and no more; the pointer behind the bytes lies at a multiple of eight.
+void parameters() {
+  auto* out = device_new<int>(1);
+  static Bulk<32752> most;
+  most.bytes[32751] = 7;
+  REQUIRE(launch(nullptr, 1, 1, &last_byte<32752>, most, out) == cudaSuccess);
+  REQUIRE(to_host(out, 1)[0] == 7);
+  static const Bulk<32753> more{};
+  REQUIRE(launch(nullptr, 1, 1, &last_byte<32753>, more, out) == cudaErrorInvalidValue);
+  REQUIRE(cudaGetLastError() == cudaErrorInvalidValue);
+}
+
 void limits_and_errors() {
   const float* in = to_device(std::vector<float>(8, 1.0f));
   auto* out = device_new<float>(8);
@@ -179,6 +226,9 @@ int main() {
   atomics();
   streams();
   copies();
+  functions<float>();
+  functions<double>();
+  parameters();
   limits_and_errors();
   std::puts("runtime: all hold");
 }
