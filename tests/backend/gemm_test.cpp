@@ -32,10 +32,13 @@ void run(Tested::Context& ctx, const Product& p, const Guarded<A>& a, const Guar
   }
 }
 
-// What a product sees of an element: cuBLAS takes one type of operand, so Cuda rounds to the 16-bit one if there is any.
+// What a product sees of an element: cuBLAS takes one type of operand, so Cuda rounds to the 16-bit one where there is any,
+// unless there is a double.
 template <class A, class B, class C>
 double seen(double x) {
-  if constexpr (!std::is_same_v<Tested, dw::Cpu> && (dw::is_half<A> || dw::is_half<B> || dw::is_half<C>)) {
+  constexpr bool rounds = dw::is_half<A> || dw::is_half<B> || dw::is_half<C>;
+  constexpr bool wide = std::is_same_v<A, double> || std::is_same_v<B, double> || std::is_same_v<C, double>;
+  if constexpr (!std::is_same_v<Tested, dw::Cpu> && rounds && !wide) {
     using Half = std::conditional_t<dw::is_half<A>, A, std::conditional_t<dw::is_half<B>, B, C>>;
     return static_cast<double>(static_cast<float>(Half(x)));
   }

@@ -10,6 +10,7 @@
 namespace standin {
 
 inline constexpr std::uint16_t unwritten_half = 0xfff9u;
+inline constexpr std::uint32_t word_of_nothing = 0xffffffffu;  // a NaN: what stands alone is believed
 
 /// Whether these four bytes came out of unwritten memory: as it lies there, or after a conversion between the types.
 inline bool is_unwritten_word(std::uint32_t word) {
@@ -27,14 +28,24 @@ inline bool is_canary_word(std::uint32_t word) {
   return half == (word & 0xffffu) && half >= first_canary_half && half < first_canary_half + canary_halves;
 }
 
+/// The lower half of a double may be any word, and is one of the converted ones by chance where sums are short: there the
+/// word beside it has to be such a NaN too. (A lone float at that place passes, and is a NaN.)
+inline bool is_found(std::uint32_t word, bool lower_half, std::uint32_t beside) {
+  const auto is_nan = [](std::uint32_t w) { return (w & 0x7fffffffu) > 0x7f800000u; };
+  return (is_unwritten_word(word) || is_canary_word(word)) && (!lower_half || word == 0xfff9fff9u || is_nan(beside));
+}
+
 /// Offset of the first value among `bytes` bytes at a multiple of four that is unwritten, or was read beside an
 /// allocation; `bytes` where there is none.
 inline std::size_t find_unwritten(const void* begin, std::size_t bytes) {
   const auto* p = static_cast<const unsigned char*>(begin);
   for (std::size_t i = 0; i + 4 <= bytes; i += 4) {
-    std::uint32_t word;
+    std::uint32_t word, beside = word_of_nothing;
     std::memcpy(&word, p + i, 4);
-    if ((word >> 16) >= 0xffc0u && (is_unwritten_word(word) || is_canary_word(word))) return i;
+    if ((word >> 16) < 0xffc0u) continue;
+    const bool lower_half = reinterpret_cast<std::uintptr_t>(p + i) % 8 == 0;
+    if (i + 8 <= bytes) std::memcpy(&beside, p + i + 4, 4);
+    if (is_found(word, lower_half, beside)) return i;
   }
   return bytes;
 }
