@@ -30,7 +30,8 @@ struct State {
 };
 
 void update_by_library(State& s) {
-  dw::Cpu::adamw(s.ctx, s.update, s.p.view(), std::as_const(s.g).view(), s.m.view(), s.v.view());
+  dw::Cpu::StepState state;
+  dw::Cpu::Step(s.ctx, state, {}).adamw(s.update, s.p.view(), std::as_const(s.g).view(), s.m.view(), s.v.view());
 }
 
 // What one would write first; the compiler leaves the square root scalar, since it may set errno.

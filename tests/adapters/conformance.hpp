@@ -146,7 +146,7 @@ void merges() {
       if (trains_bias && !problem.sizes.base_bias) return;
       problem.forward();
       const Matrix adapted = to_matrix(problem.y.view()), weight = to_matrix(problem.w.view());
-      dw::Tensor<P> delta(problem.sizes.out, problem.sizes.in);
+      dw::Tensor<P, typename B::Space> delta(problem.sizes.out, problem.sizes.in);
       problem.adapter.delta_weight(problem.ctx, problem.base, delta.view());
       problem.adapter.merge(problem.ctx, problem.base, problem.base.weight, problem.base.bias);
       problem.base.forward(problem.ctx, problem.x.view(), problem.y.view());
@@ -269,8 +269,9 @@ void frozen_parameters_stay() {
       problem.adapter.for_each_parameter([&](auto& p) { p.trained = p.name != frozen; });
       problem.zero_grad();
       problem.restore_dy();
-      const auto x = problem.adapter.reads_input_in_backward() ? dw::ConstMatrixView<P>(problem.x.view())
-                                                               : dw::ConstMatrixView<P>{};
+      const auto x = problem.adapter.reads_input_in_backward()
+                         ? dw::ConstMatrixView<P, typename B::Space>(problem.x.view())
+                         : dw::ConstMatrixView<P, typename B::Space>{};
       problem.adapter.backward(problem.ctx, problem.base, x, problem.dy.view(), problem.dx.view(), problem.saved);
       dw::finish(problem.ctx, problem.adapter, problem.base);
       problem.restore_dy();
@@ -300,11 +301,11 @@ void refuses_bad_calls() {
     CHECK_THROWS_WITH(forward(x.col_range(0, 6), out), ContainsSubstring("x.cols (in_features): got 6, want 7"));
     CHECK_THROWS_WITH(forward(x.row_range(0, 4), out), ContainsSubstring("x.rows (tokens): got 4, want 5"));
     CHECK_THROWS_WITH(forward(x, out.col_range(0, 5)), ContainsSubstring("y.cols (out_features): got 5, want 6"));
-    dw::MatrixView<P> null(nullptr, x.rows, x.cols);
+    dw::MatrixView<P, typename B::Space> null(nullptr, x.rows, x.cols);
     CHECK_THROWS_WITH(forward(null, out), ContainsSubstring("x.data"));
-    dw::MatrixView<P> overlapping(x.data, out.rows, out.cols, x.stride);
+    dw::MatrixView<P, typename B::Space> overlapping(x.data, out.rows, out.cols, x.stride);
     CHECK_THROWS_WITH(forward(x, overlapping), ContainsSubstring("x and y: got views that share memory"));
-    dw::MatrixView<P> narrow(x.data, x.rows, x.cols, 3);
+    dw::MatrixView<P, typename B::Space> narrow(x.data, x.rows, x.cols, 3);
     CHECK_THROWS_WITH(forward(narrow, out), ContainsSubstring("x.stride (elements): got 3, want at least 7"));
     CHECK(to_matrix(problem.y.view()).values == y.values);
     const auto gradients = analytic_gradients(problem);

@@ -3,50 +3,29 @@
 
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "adapters.hpp"
 #include "deltaw/deltaw.hpp"
+#include "guarded.hpp"
 
 namespace deltaw_tests {
 
-/// A matrix view inside memory that is watched: a band before and after, and a gap in every row.
-template <class T>
-class Guarded {
- public:
-  Guarded() = default;
-  Guarded(dw::index_t rows, dw::index_t cols, dw::index_t gap = 3) : rows_(rows), cols_(cols), stride_(cols + gap) {
-    bytes_.assign(static_cast<std::size_t>(2 * band + rows * stride_) * sizeof(T), watch);
-  }
-  dw::MatrixView<T> view() { return {reinterpret_cast<T*>(bytes_.data()) + band, rows_, cols_, stride_}; }
-  dw::ConstMatrixView<T> view() const {
-    return {reinterpret_cast<const T*>(bytes_.data()) + band, rows_, cols_, stride_};
-  }
-  /// True while nothing was written outside the view.
-  bool intact() const {
-    for (std::size_t i = 0; i < bytes_.size(); ++i) {
-      const auto element = static_cast<dw::index_t>(i / sizeof(T)) - band;
-      const bool inside = element >= 0 && element < rows_ * stride_ && element % stride_ < cols_;
-      if (!inside && bytes_[i] != watch) return false;
-    }
-    return true;
-  }
-
- private:
-  static constexpr dw::index_t band = 8;
-  static constexpr unsigned char watch = 0xAB;
-  dw::index_t rows_ = 0, cols_ = 0, stride_ = 0;
-  std::vector<unsigned char> bytes_;
-};
-
-template <class T>
-Matrix to_matrix(dw::MatrixView<T> v) {
+template <class T, class Space>
+Matrix to_matrix(dw::MatrixView<T, Space> v) {
   Matrix m(v.rows, v.cols);
-  for (dw::index_t i = 0; i < v.rows; ++i)
-    for (dw::index_t j = 0; j < v.cols; ++j) m(i, j) = static_cast<double>(v(i, j));
+  const auto values = to_host(v);
+  for (std::size_t i = 0; i < values.size(); ++i) m.values[i] = static_cast<double>(values[i]);
   return m;
+}
+template <class T, class Space>
+void assign(const Matrix& m, dw::MatrixView<T, Space> v) {
+  std::vector<T> values(m.values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = T(m.values[i]);
+  from_host(values, v);
 }
 
 /// ||a - b|| / ||b|| (or ||a|| where b is 0); NaN where either holds one.
@@ -59,8 +38,8 @@ inline double relative_error(const Matrix& a, const Matrix& b) {
   }
   return std::sqrt(difference) / (norm > 0 ? std::sqrt(norm) : 1);
 }
-template <class T>
-double relative_error(dw::MatrixView<T> a, const Matrix& b) {
+template <class T, class Space>
+double relative_error(dw::MatrixView<T, Space> a, const Matrix& b) {
   return relative_error(to_matrix(a), b);
 }
 
@@ -75,11 +54,15 @@ struct Problem {
   using Adapter = typename Row::template Method<P, B, Act>;
   using Options = typename Adapter::Options;
   using RowType = Row;
+  using Space = typename B::Space;
+  template <class T>
+  using View = dw::MatrixView<T, Space>;
+  static constexpr dw::index_t gap = 3;  // no row begins where vectors like it
 
   Sizes sizes;
   Options options;
   typename B::Context ctx;
-  Guarded<Act> x, w, bias, y, dy, dx;
+  Guarded<Act, Space> x, w, bias, y, dy, dx;
   Matrix dy_before;
   dw::DenseLinear<Act, Act, B> base;
   Adapter adapter;
@@ -88,13 +71,13 @@ struct Problem {
   explicit Problem(Sizes s, Options o = Row::template variants<Options>().front().options, unsigned seed = 1)
       : sizes(s),
         options(o),
-        x(s.tokens, s.in),
-        w(s.out, s.in),
-        bias(1, s.out),
-        y(s.tokens, s.out),
-        dy(s.tokens, s.out),
-        dx(s.tokens, s.in),
-        base(w.view(), s.base_bias ? bias.view() : dw::MatrixView<Act>{}),
+        x(s.tokens, s.in, gap),
+        w(s.out, s.in, gap),
+        bias(1, s.out, gap),
+        y(s.tokens, s.out, gap),
+        dy(s.tokens, s.out, gap),
+        dx(s.tokens, s.in, gap),
+        base(w.view(), s.base_bias ? bias.view() : View<Act>{}),
         adapter(base.shape, o) {
     std::mt19937 random(seed);
     for (auto* g : {&x, &w, &bias, &dy, &dx}) fill_random(g->view(), random);
@@ -116,10 +99,11 @@ struct Problem {
   }
 
   template <class T>
-  static void fill_random(dw::MatrixView<T> v, std::mt19937& random) {
+  static void fill_random(View<T> v, std::mt19937& random) {
     std::uniform_real_distribution<double> uniform(-1, 1);
-    for (dw::index_t i = 0; i < v.rows; ++i)
-      for (dw::index_t j = 0; j < v.cols; ++j) v(i, j) = T(dw::bf16(uniform(random)));  // exact in every type
+    Matrix values(v.rows, v.cols);
+    for (double& value : values.values) value = static_cast<double>(dw::bf16(uniform(random)));  // exact in every type
+    assign(values, v);
   }
 
   /// y = base and adapter.
@@ -132,10 +116,9 @@ struct Problem {
   }
   /// dx = 0, then the adapter's part, then dy W. dy is restored afterwards.
   void backward(bool overwriting_engine = false) {
-    for (dw::index_t i = 0; i < sizes.tokens; ++i)
-      for (dw::index_t j = 0; j < sizes.in; ++j) dx.view()(i, j) = Act(0.0);
+    dx.fill_with(0);
     fault(true);
-    adapter.backward(ctx, base, x.view(), dy.view(), overwriting_engine ? dw::MatrixView<Act>{} : dx.view(), saved);
+    adapter.backward(ctx, base, x.view(), dy.view(), overwriting_engine ? View<Act>{} : dx.view(), saved);
     fault(false);
     base.backward_input(ctx, dy.view(), dx.view());
     fault(true);
@@ -143,10 +126,7 @@ struct Problem {
     fault(false);
     restore_dy();
   }
-  void restore_dy() {
-    for (dw::index_t i = 0; i < sizes.tokens; ++i)
-      for (dw::index_t j = 0; j < sizes.out; ++j) dy.view()(i, j) = Act(dy_before(i, j));
-  }
+  void restore_dy() { assign(dy_before, dy.view()); }
   void zero_grad() { dw::zero_grad(ctx, adapter); }
 
   Matrix oracle() {
@@ -159,22 +139,25 @@ struct Problem {
   double loss() {
     dw::prepare(ctx, adapter, base);
     forward();
-    double sum = 0;
-    for (dw::index_t i = 0; i < sizes.tokens; ++i)
-      for (dw::index_t j = 0; j < sizes.out; ++j) sum += static_cast<double>(y.view()(i, j)) * dy_before(i, j);
-    return sum;
+    const Matrix output = to_matrix(y.view());
+    return std::inner_product(output.values.begin(), output.values.end(), dy_before.values.begin(), 0.0);
   }
-  Matrix central_differences(dw::MatrixView<Act> v) {
+  Matrix central_differences(View<Act> v) {
     constexpr double h = 1e-5;
+    const Matrix values = to_matrix(v);
     Matrix g(v.rows, v.cols);
     for (dw::index_t i = 0; i < v.rows; ++i)
       for (dw::index_t j = 0; j < v.cols; ++j) {
-        const Act old = v(i, j);
-        v(i, j) = Act(static_cast<double>(old) + h);
-        const double up = loss();
-        v(i, j) = Act(static_cast<double>(old) - h);
-        g(i, j) = (up - loss()) / (2 * h);
-        v(i, j) = old;
+        const auto put = [&](double value) {
+          from_host(std::vector<Act>{Act(value)}, v.row_range(i, 1).col_range(j, 1));
+        };
+        const auto loss_at = [&](double value) {
+          put(value);
+          return loss();
+        };
+        const double up = loss_at(values(i, j) + h);
+        g(i, j) = (up - loss_at(values(i, j) - h)) / (2 * h);
+        put(values(i, j));
       }
     return g;
   }

@@ -11,15 +11,23 @@ void steps_allocate_nothing() {
   for_each_problem<P, dw::Cpu, Act>(Sizes{300, 24, 20}, [](auto& problem) {
     dw::Optimizer<dw::AdamW> adamw{{.learning_rate = 1e-3}, {.max_gradient_norm = 1}};
     dw::Optimizer<dw::Sgd> sgd{{.learning_rate = 1e-3, .momentum = 0.9}};
+    auto& ctx = problem.ctx;
+    auto& base = problem.base;
+    auto& adapter = problem.adapter;
+    auto& saved = problem.saved;
+    const auto x = problem.x.view(), y = problem.y.view(), dy = problem.dy.view(), dx = problem.dx.view();
     const auto step = [&] {
-      dw::prepare(problem.ctx, problem.adapter, problem.base);
-      problem.forward();
+      dw::prepare(ctx, adapter, base);
+      base.forward(ctx, x, y);
+      adapter.forward(ctx, base, x, y, saved);
       problem.zero_grad();
-      problem.backward();
-      problem.backward(true);
-      dw::finish(problem.ctx, problem.adapter, problem.base);
-      adamw.step(problem.ctx, problem.adapter);
-      sgd.step(problem.ctx, problem.adapter);
+      adapter.backward(ctx, base, x, dy, dx, saved);
+      adapter.backward(ctx, base, x, dy, {}, saved);
+      base.backward_input(ctx, dy, dx);
+      adapter.backward_input(ctx, base, dx, saved);
+      dw::finish(ctx, adapter, base);
+      adamw.step(ctx, adapter);
+      sgd.step(ctx, adapter);
     };
     step();
     step();

@@ -255,12 +255,13 @@ TEST_CASE("the bits of reductions do not depend on addresses") {
     const double norm = Tested::norm2(ctx, a.const_view());
     return out.bits() + row_out.bits() + bits_of(dw::MatrixView<const double>{&norm, 1, 1});
   };
+  constexpr index_t offsets = std::is_same_v<Tested, dw::Cpu> ? 16 : 5;  // 4 floats are a pack of a kernel
   const auto count_different = [&](auto type) {
     int different = 0;
-    for (const index_t rows : boundary_sizes)
+    for (const index_t rows : {1, 2, 17, 63, 65, 257})
       for (const index_t cols : {1, 7, 16, 33, 65, 130}) {
         const std::string expected = bits_at(type, rows, cols, 0);
-        for (index_t offset = 1; offset < 16; ++offset)
+        for (index_t offset = 1; offset < offsets; ++offset)
           different += bits_at(type, rows, cols, offset) == expected ? 0 : 1;
       }
     return different;

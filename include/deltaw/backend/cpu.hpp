@@ -162,27 +162,6 @@ struct Cpu {
     });
   }
 
-  /// One AdamW update: p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
-  /// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
-  template <class T>
-  static void adamw(Context&, const AdamWUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
-                    MatrixView<T, Host> m, MatrixView<T, Host> v) {
-    check_view("adamw", "gradient", gradient, value.rows, value.cols);
-    check_view("adamw", "m", m, value.rows, value.cols);
-    check_view("adamw", "v", v, value.rows, value.cols);
-    cpu_detail::adamw(u, value, gradient, m, v);
-  }
-
-  /// One SGD update: g += wd p; with momentum b = mu b + (1 - dampening) g (b = g at the first step), g = b, or g + mu b
-  /// for Nesterov; p -= lr g. `momentum` may be empty.
-  template <class T>
-  static void sgd(Context&, const SgdUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
-                  MatrixView<T, Host> momentum) {
-    check_view("sgd", "gradient", gradient, value.rows, value.cols);
-    if (!momentum.empty()) check_view("sgd", "momentum", momentum, value.rows, value.cols);
-    cpu_detail::sgd(u, value, gradient, momentum);
-  }
-
   /// What an optimizer keeps on the device between its steps: nothing, here.
   struct StepState {};
 
@@ -211,15 +190,24 @@ struct Cpu {
     }
     Context& context() { return ctx_; }
 
+    /// p *= 1 - lr wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+    /// p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
     template <class T>
     void adamw(const AdamWUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
                MatrixView<T, Host> m, MatrixView<T, Host> v) {
-      Cpu::adamw(ctx_, u, value, gradient, m, v);
+      check_view("adamw", "gradient", gradient, value.rows, value.cols);
+      check_view("adamw", "m", m, value.rows, value.cols);
+      check_view("adamw", "v", v, value.rows, value.cols);
+      cpu_detail::adamw(u, value, gradient, m, v);
     }
+    /// g += wd p; with momentum b = mu b + (1 - dampening) g (b = g at the first step), g = b, or g + mu b for Nesterov;
+    /// p -= lr g. `momentum` may be empty.
     template <class T>
     void sgd(const SgdUpdate& u, MatrixView<T, Host> value, ConstMatrixView<T, Host> gradient,
              MatrixView<T, Host> momentum) {
-      Cpu::sgd(ctx_, u, value, gradient, momentum);
+      check_view("sgd", "gradient", gradient, value.rows, value.cols);
+      if (!momentum.empty()) check_view("sgd", "momentum", momentum, value.rows, value.cols);
+      cpu_detail::sgd(u, value, gradient, momentum);
     }
     void run() {}
 
