@@ -23,6 +23,9 @@ struct Wrapped {
   template <class T>
   using View = dw::MatrixView<T, Space>;
 
+  template <class P, class Act>
+  using Intermediate = typename Inner::template Intermediate<P, Act>;
+
   template <class T>
   static View<T> temp(Context& ctx, dw::index_t rows, dw::index_t cols) {
     ctx.hook.temporary(static_cast<double>(rows * cols) * sizeof(T));

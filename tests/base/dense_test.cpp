@@ -1,10 +1,10 @@
 #include <string>
 #include <vector>
 
-#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "catch.hpp"
 #include "deltaw/base/dense.hpp"
+#include "guarded.hpp"
 #include "message.hpp"
 
 using namespace deltaw_tests;

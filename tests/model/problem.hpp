@@ -3,10 +3,10 @@
 
 #include <string>
 
-#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/base/dense.hpp"
+#include "guarded.hpp"
 
 namespace deltaw_tests {
 

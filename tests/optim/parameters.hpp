@@ -7,18 +7,19 @@
 #include <utility>
 #include <vector>
 
-#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "deltaw/core/parameter.hpp"
+#include "guarded.hpp"
 
 namespace deltaw_tests {
 
-template <class T>
+template <class T, class B = dw::Cpu>
 struct Bag {
-  using Backend = dw::Cpu;
-  std::deque<dw::Parameter<T>> parameters;  // a deque: references to elements stay valid
+  using Backend = B;
+  using Parameter = dw::Parameter<T, typename B::Space>;
+  std::deque<Parameter> parameters;  // a deque: references to elements stay valid
 
-  dw::Parameter<T>& add(const std::string& name, index_t rows, index_t cols, std::uint32_t seed) {
+  Parameter& add(const std::string& name, index_t rows, index_t cols, std::uint32_t seed) {
     auto& p = parameters.emplace_back(name, dw::Role::Weight, dw::RankAxis::None, rows, cols);
     fill(p.value, seed);
     return p;
@@ -26,11 +27,11 @@ struct Bag {
   void fill_gradients(std::uint32_t seed) {
     for (auto& p : parameters) fill(p.grad, seed++);
   }
-  static void fill(dw::Tensor<T>& tensor, std::uint32_t seed) {
+  static void fill(dw::Tensor<T, typename B::Space>& tensor, std::uint32_t seed) {
     Numbers numbers(seed);
-    auto v = tensor.view();
-    for (index_t i = 0; i < v.rows; ++i)
-      for (index_t j = 0; j < v.cols; ++j) v(i, j) = T(numbers());
+    std::vector<T> values(static_cast<std::size_t>(tensor.size()));
+    for (T& value : values) value = T(numbers());
+    from_host(values, tensor.view());
   }
 
   template <class F>
@@ -44,13 +45,10 @@ struct Bag {
 };
 
 /// All elements in double, row after row.
-template <class T>
-std::vector<double> elements(const dw::Tensor<T>& tensor) {
-  std::vector<double> all;
-  const auto v = tensor.view();
-  for (index_t i = 0; i < v.rows; ++i)
-    for (index_t j = 0; j < v.cols; ++j) all.push_back(static_cast<double>(v(i, j)));
-  return all;
+template <class T, class Space>
+std::vector<double> elements(const dw::Tensor<T, Space>& tensor) {
+  const auto values = to_host(tensor.view());
+  return {values.begin(), values.end()};
 }
 
 /// The largest difference relative to 1 + |want|; infinity where the sizes differ or NaN is met.

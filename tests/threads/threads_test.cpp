@@ -9,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "guarded.hpp"
 #include "../support/primitives.hpp"
 #include "catch.hpp"
 #include "deltaw/adapters/lora.hpp"
@@ -17,6 +16,7 @@
 #include "deltaw/init/kaiming.hpp"
 #include "deltaw/model/adapted_linear.hpp"
 #include "deltaw/optim/adamw.hpp"
+#include "guarded.hpp"
 
 using namespace deltaw_tests;
 using dw::Cpu;

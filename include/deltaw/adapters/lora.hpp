@@ -23,6 +23,7 @@ class Lora {
   using Space = typename B::Space;
   using Context = typename B::Context;
   using Base = BaseRef<Act, P, B>;
+  using Between = typename B::template Intermediate<P, Act>;
   static constexpr std::string_view method = "lora";
 
   struct Options {
@@ -45,8 +46,8 @@ class Lora {
   /// What backward needs of one forward. Reuse one object a call from step to step: it then allocates nothing.
   struct Saved {
     Call call;
-    Tensor<P, Space> z;  ///< s D(X) A^T, tokens x rank
-    Tensor<P, Space> h;  ///< s dY B, kept only between a `backward` without dx and its `backward_input`
+    Tensor<Between, Space> z;  ///< s D(X) A^T, tokens x rank
+    Tensor<Between, Space> h;  ///< s dY B, kept only between a `backward` without dx and its `backward_input`
   };
 
   /// Both factors are zero: let an initializer fill them before training. Throws OptionError or ShapeError.
@@ -79,7 +80,7 @@ class Lora {
                 MatrixView<Act, Space> dx, Saved& saved) {
     check_backward(x, dy, dx, saved);
     typename Arena<Space>::Mark mark(ctx.arena);
-    auto h = !is_given(dx) ? saved.h.resize(dy.rows, rank()) : B::template temp<P>(ctx, dy.rows, rank());
+    auto h = !is_given(dx) ? saved.h.resize(dy.rows, rank()) : B::template temp<Between>(ctx, dy.rows, rank());
     if (b_.trained) B::gemm(ctx, 1, t(dy), saved.z.view(), 1, b_.grad.view());           // dB += dY^T Z
     if (options_.bias && bias_.trained) B::col_sum(ctx, scale_, dy, bias_.grad.view());  // db += s colsum(dY)
     B::gemm(ctx, scale_, dy, b_.value.view(), 0, h);                                     // H = s dY B

@@ -32,6 +32,10 @@ struct Cpu {
     Context(void* memory, std::size_t bytes) : arena(memory, bytes) {}
   };
 
+  /// The type of what lies between two products of an adapter (Z = X A^T): the parameters' own.
+  template <class P, class Act>
+  using Intermediate = P;
+
   /// A temporary that lives until the enclosing `Arena::Mark` ends.
   template <class T>
   static MatrixView<T, Host> temp(Context& ctx, index_t rows, index_t cols) {

@@ -21,6 +21,11 @@ struct Cuda {
   using Step = CudaStep;
   static SettledSteps settle(Context& ctx, StepState& state) { return settle_steps(ctx, state); }
 
+  /// The type of what lies between two products of an adapter (Z = X A^T): the activations' where those have 16 bits. The
+  /// next product would round it to that anyhow, in a launch of its own.
+  template <class P, class Act>
+  using Intermediate = std::conditional_t<is_half<Act>, Act, P>;
+
   template <class T>
   static MatrixView<T, Device> temp(Context& ctx, index_t rows, index_t cols) {
     return ctx.arena.template take<T>(rows, cols);

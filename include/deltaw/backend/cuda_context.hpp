@@ -28,7 +28,10 @@ struct CudaReplay {
 };
 
 namespace cuda_detail {
-inline __global__ void set_replay_kernel(CudaReplay value, CudaReplay* out) { *out = value; }
+template <class Replay>
+__global__ void set_replay_kernel(Replay value, Replay* out) {
+  *out = value;
+}
 }  // namespace cuda_detail
 
 class CudaContext {
@@ -51,7 +54,7 @@ class CudaContext {
     if (status != cudaStreamCaptureStatusNone)
       raise<StaleError>("Cuda::Context.set_replay",
                         "stream: got one that is being captured, want it before the launch");
-    cuda_detail::launch(stream_, dim3(1), 1, &cuda_detail::set_replay_kernel, replay, replay_.view().data);
+    cuda_detail::launch(stream_, dim3(1), 1, &cuda_detail::set_replay_kernel<CudaReplay>, replay, replay_.view().data);
   }
   /// Where kernels read it.
   const CudaReplay* replay() const { return replay_.view().data; }

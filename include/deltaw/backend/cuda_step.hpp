@@ -73,7 +73,7 @@ void launch_norm2(CudaContext& ctx, PendingTensors& pending, bool first, StepRec
     pending.with_list([&]<int N>(const TensorList<N>& list) {
       launch(ctx.stream(), dim3(static_cast<unsigned>(blocks)), block_size, &norm2_kernel<T, N>, list, partial);
     });
-  launch(ctx.stream(), dim3(1), block_size, &sum_norms_kernel, partial, blocks, first ? 1u : 0u, record);
+  launch(ctx.stream(), dim3(1), block_size, &sum_norms_kernel<StepRecord>, partial, blocks, first ? 1u : 0u, record);
   pending.clear();
 }
 
@@ -106,7 +106,8 @@ class CudaStep {
     if (first_norm_) flush_norms<float>();  // nothing was measured: the norm is 0
     const cuda_detail::DevicePolicy policy{policy_.unscale, policy_.max_gradient_norm,
                                            policy_.skip_non_finite ? 1u : 0u};
-    cuda_detail::launch(ctx_.stream(), dim3(1), 1, &cuda_detail::decide_kernel, policy, record_);
+    cuda_detail::launch(ctx_.stream(), dim3(1), 1, &cuda_detail::decide_kernel<cuda_detail::StepRecord>, policy,
+                        record_);
     return {.pending = true};
   }
 

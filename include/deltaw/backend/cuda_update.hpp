@@ -68,7 +68,7 @@ __device__ const UpdateTensor& tensor_of_block(const TensorList<N>& list) {
 }
 
 template <class T>
-constexpr int pack_of() {
+DELTAW_HD constexpr int pack_of() {
   return static_cast<int>(16 / sizeof(T));
 }
 /// `count` of the neighbours at p + i into `to`, at once where all are there and lie at a multiple of 16 bytes.
@@ -130,7 +130,8 @@ __global__ void norm2_kernel(const __grid_constant__ TensorList<N> list, double*
 }
 
 /// The partial sums into record->norm2, added to what is there unless `first`. One block.
-inline __global__ void sum_norms_kernel(const double* partial, index_t count, std::uint64_t first, StepRecord* record) {
+template <class Record>
+__global__ void sum_norms_kernel(const double* partial, index_t count, std::uint64_t first, Record* record) {
   __shared__ double sums[block_size];
   double sum = 0;
   for (index_t i = static_cast<index_t>(threadIdx.x); i < count; i += block_size) sum += partial[i];
@@ -139,7 +140,8 @@ inline __global__ void sum_norms_kernel(const double* partial, index_t count, st
 }
 
 /// From the norm to what the updates will do. One thread.
-inline __global__ void decide_kernel(DevicePolicy policy, StepRecord* record) {
+template <class Record>
+__global__ void decide_kernel(DevicePolicy policy, Record* record) {
   const double norm = std::sqrt(record->norm2) * policy.unscale;
   const bool finite = norm - norm == 0;
   record->norm = norm;

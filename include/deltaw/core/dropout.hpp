@@ -15,6 +15,7 @@ class InputDropout {
  public:
   using Space = typename B::Space;
   using Context = typename B::Context;
+  using Between = typename B::template Intermediate<P, Act>;
 
   InputDropout() = default;
   InputDropout(double p, std::uint64_t seed, std::uint64_t layer, LinearShape shape)
@@ -29,15 +30,15 @@ class InputDropout {
     for (index_t first = 0; first < x.rows; first += tile) {
       typename Arena<Space>::Mark mark(ctx.arena);
       const index_t rows = std::min(tile, x.rows - first);
-      auto dropped = B::template temp<P>(ctx, rows, x.cols);
+      auto dropped = B::template temp<Between>(ctx, rows, x.cols);
       B::dropout(ctx, p_, key(call), origin(call, first), x.row_range(first, rows), dropped, false);
-      f(ConstMatrixView<P, Space>(dropped), first);
+      f(ConstMatrixView<Between, Space>(dropped), first);
     }
   }
 
   /// dX += D'(H A): H (tokens x rank), A (rank x in_features).
-  void add_product(Context& ctx, ConstMatrixView<P, Space> h, ConstMatrixView<P, Space> a, MatrixView<Act, Space> dx,
-                   const Call& call) const {
+  void add_product(Context& ctx, ConstMatrixView<Between, Space> h, ConstMatrixView<P, Space> a,
+                   MatrixView<Act, Space> dx, const Call& call) const {
     if (!on(call)) return B::gemm(ctx, 1, h, a, 1, dx);
     for (index_t first = 0; first < h.rows; first += tile) {
       typename Arena<Space>::Mark mark(ctx.arena);
