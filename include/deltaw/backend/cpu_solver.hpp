@@ -1,6 +1,7 @@
 #pragma once
 // Decompositions on the Cpu, by Eigen. Not part of deltaw.hpp: a unit that calls `svd` takes half a minute to compile.
-// They allocate inside Eigen, all but `solve`: they are for setting up, and for small matrices once a step.
+// Eigen allocates workspace of its own, though none in a `solve` of some tens of rows: they are for setting up, and for
+// small matrices once a step.
 
 #include <Eigen/Cholesky>
 #include <Eigen/Eigenvalues>
@@ -177,7 +178,7 @@ class CpuSolver {
   }
 
   Cpu::Context& context_;
-  Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;  // kept: with the same size again it allocates nothing
+  Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;  // kept, with its memory, for the next of the same size
 };
 
 }  // namespace deltaw

@@ -52,7 +52,7 @@ struct Vectors {
 template <class C, class T>
 struct Spectrum {
   const C* values;
-  double factor;  // of the values
+  double factor;  // of the values; 0 is added to the product, so that there is no -0
   Vectors<C> u, v;
   MatrixView<T, Device> u_out, s_out, vt_out;
 };
@@ -84,7 +84,7 @@ __global__ void spectrum_kernel(Spectrum<C, T> x, const int* failed) {
   const C sign = failed[matrix] != 0 ? quiet_nan<C> : v[place[0] * x.v.element_step] < 0 ? C(-1) : C(1);
   if (thread == 0)
     x.s_out.data[matrix * x.s_out.stride + i] =
-        T(failed[matrix] != 0 ? quiet_nan<C> : static_cast<C>(x.factor) * x.values[row]);
+        T(failed[matrix] != 0 ? quiet_nan<C> : C(0) + static_cast<C>(x.factor) * x.values[row]);
   for (index_t j = thread; j < x.vt_out.cols; j += block_size)
     x.vt_out.data[row * x.vt_out.stride + j] = T(sign * v[j * x.v.element_step]);
   if (x.u_out.data == nullptr) return;
