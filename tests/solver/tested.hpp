@@ -1,45 +1,28 @@
 #pragma once
-// The backend that these tests run on, its memory, and the naive algebra in double that they compare with.
+// The solver of the tested backend, matrices in its memory, and the naive algebra in double that they are compared with.
 
+#include "guarded.hpp"
 #if defined(DELTAW_TEST_CUDA)
 #include "deltaw/backend/cuda_solver.hpp"
 #else
 #include "deltaw/backend/cpu_solver.hpp"
 #endif
 
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <vector>
-
-#include "../backend/guarded.hpp"
-#include "deltaw/core/memory.hpp"
-
 namespace deltaw_tests {
 
 #if defined(DELTAW_TEST_CUDA)
-using Tested = dw::Cuda;
 using Solver = dw::CudaSolver;
-/// Without the 32 MiB that cuBLAS would get and no solver uses.
-struct Machine {
-  Tested::Context context{dw::CudaOptions{.cublas_workspace_bytes = 4096}};
-  Solver solver{context};
-};
 /// A call refuses bad numbers at once; where not, its outputs become NaN and `wait_and_check` refuses.
 inline constexpr bool refuses_at_once = false;
-inline void copy_bytes(void* to, const void* from, std::size_t bytes) {
-  dw::cuda_detail::check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");
-}
 #else
-using Tested = dw::Cpu;
 using Solver = dw::CpuSolver;
+inline constexpr bool refuses_at_once = true;
+#endif
+
 struct Machine {
   Tested::Context context;
   Solver solver{context};
 };
-inline constexpr bool refuses_at_once = true;
-inline void copy_bytes(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
-#endif
 
 /// A row-major matrix of doubles.
 struct Dense {
@@ -109,59 +92,28 @@ inline Dense random_basis(index_t rows, index_t cols, std::uint32_t seed) {
   return turned(q);
 }
 
-/// A matrix in the backend's memory: `gap` elements between its rows, `offset` before the first, NaN in both and behind.
+/// A guarded matrix that is filled from, and read as, a dense one.
 template <class T>
-class Placed {
+class Placed : public Guarded<T> {
  public:
-  Placed(index_t rows, index_t cols, index_t gap = 0, index_t offset = 0)
-      : rows_(rows), cols_(cols), stride_(cols + gap), first_(guard + offset) {
-    bytes_.assign(static_cast<std::size_t>(first_ + rows * stride_ + guard),
-                  T(std::numeric_limits<float>::quiet_NaN()));
-    memory_.resize(1, static_cast<index_t>(bytes_.size()));
-    put(Dense(rows, cols));
+  using Guarded<T>::Guarded;
+  explicit Placed(const Dense& a, index_t gap = 0, index_t offset = 0) : Guarded<T>(a.rows, a.cols, gap, offset) {
+    put(a);
   }
-  explicit Placed(const Dense& a, index_t gap = 0, index_t offset = 0) : Placed(a.rows, a.cols, gap, offset) { put(a); }
 
   /// Rounds `a` into the backend's memory.
   void put(const Dense& a) {
-    for (index_t i = 0; i < rows_; ++i)
-      for (index_t j = 0; j < cols_; ++j) bytes_[at(i, j)] = T(a(i, j));
-    copy_bytes(memory_.view().data, bytes_.data(), memory_.bytes());
+    std::vector<T> values;
+    for (double x : a.values) values.push_back(T(x));
+    from_host(values, this->view());
   }
-  /// What is there now, once the work behind it is done.
-  Dense get() {
-    fetch();
-    Dense a(rows_, cols_);
-    for (index_t i = 0; i < rows_; ++i)
-      for (index_t j = 0; j < cols_; ++j) a(i, j) = static_cast<double>(bytes_[at(i, j)]);
+  Dense get() const {
+    const auto v = this->const_view();
+    Dense a(v.rows, v.cols);
+    const auto values = to_host(v);
+    for (std::size_t i = 0; i < values.size(); ++i) a.values[i] = static_cast<double>(values[i]);
     return a;
   }
-  std::string bits() {
-    fetch();
-    return bits_of(dw::ConstMatrixView<T>{bytes_.data() + first_, rows_, cols_, stride_});
-  }
-  /// Nothing beside the matrix was written.
-  bool intact() {
-    fetch();
-    for (index_t k = 0; k < static_cast<index_t>(bytes_.size()); ++k) {
-      const index_t from_first = k - first_;
-      const bool inside = from_first >= 0 && from_first < rows_ * stride_ && from_first % stride_ < cols_;
-      if (!inside && !std::isnan(static_cast<double>(bytes_[static_cast<std::size_t>(k)]))) return false;
-    }
-    return true;
-  }
-
-  dw::MatrixView<T, Tested::Space> view() { return {memory_.view().data + first_, rows_, cols_, stride_}; }
-  dw::ConstMatrixView<T, Tested::Space> const_view() { return view(); }
-
- private:
-  static constexpr index_t guard = 16;
-  std::size_t at(index_t i, index_t j) const { return static_cast<std::size_t>(first_ + i * stride_ + j); }
-  void fetch() { copy_bytes(bytes_.data(), memory_.view().data, memory_.bytes()); }
-
-  index_t rows_, cols_, stride_, first_;
-  std::vector<T> bytes_;
-  dw::Tensor<T, Tested::Space> memory_;
 };
 
 template <class T>

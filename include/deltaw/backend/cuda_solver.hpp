@@ -96,7 +96,7 @@ class CudaSolver {
   template <class A, class T>
   void qr(MatrixView<A, Device> a, MatrixView<T, Device> q, std::type_identity_t<MatrixView<T, Device>> r) {
     static_assert(std::is_floating_point_v<T>, "deltaw: a decomposition is in float or double");
-    using Call = cuda_detail::Solvers<T>;
+    using Library = cuda_detail::Solvers<T>;
     solver_detail::check_qr(a, q, r);
     if (a.empty()) return;
     Arena<Device>::Mark mark(context_.arena);
@@ -106,15 +106,16 @@ class CudaSolver {
     const int m = size(a.rows), n = size(a.cols);
     const auto tau = Cuda::temp<T>(context_, 1, n), signs = Cuda::temp<T>(context_, 1, n);
     int factor_size = 0, expand_size = 0;
-    checked(Call::geqrf_size(handle_, m, n, work.data, m, &factor_size), "geqrf_bufferSize");
-    checked(Call::orgqr_size(handle_, m, n, n, work.data, m, tau.data, &expand_size), "orgqr_bufferSize");
+    checked(Library::geqrf_size(handle_, m, n, work.data, m, &factor_size), "geqrf_bufferSize");
+    checked(Library::orgqr_size(handle_, m, n, n, work.data, m, tau.data, &expand_size), "orgqr_bufferSize");
     const auto space = Cuda::temp<T>(context_, 1, std::max(factor_size, expand_size));
-    checked(Call::geqrf(handle_, m, n, work.data, m, tau.data, space.data, factor_size, verdict.info.data), "geqrf");
+    checked(Library::geqrf(handle_, m, n, work.data, m, tau.data, space.data, factor_size, verdict.info.data), "geqrf");
     record(solver_detail::Routine::Qr, verdict);
     cuda_detail::launch(context_.stream(), dim3(static_cast<unsigned>(n)), cuda_detail::block_size,
                         &cuda_detail::triangle_kernel<T>, ConstMatrixView<T, Device>(work), verdict.failed.data,
                         signs.data, r);
-    checked(Call::orgqr(handle_, m, n, n, work.data, m, tau.data, space.data, expand_size, verdict.info.data), "orgqr");
+    checked(Library::orgqr(handle_, m, n, n, work.data, m, tau.data, space.data, expand_size, verdict.info.data),
+            "orgqr");
     Cuda::copy_transposed(context_, work, q);
     Cuda::map(context_, cuda_detail::TimesSign{}, q, signs);
   }
@@ -216,7 +217,7 @@ class CudaSolver {
   template <class A, class T>
   void svd_one(const solver_detail::SvdShape& shape, MatrixView<A, Device> a, MatrixView<T, Device> u,
                MatrixView<T, Device> s, MatrixView<T, Device> vt) {
-    using Call = cuda_detail::Solvers<T>;
+    using Library = cuda_detail::Solvers<T>;
     const bool tall = shape.rows >= shape.cols;
     const int m = size(std::max(shape.rows, shape.cols)), n = size(shape.least);
     Arena<Device>::Mark mark(context_.arena);
@@ -230,10 +231,10 @@ class CudaSolver {
     const auto values = Cuda::temp<T>(context_, 1, n);
     const auto left = Cuda::temp<T>(context_, n, m), right = Cuda::temp<T>(context_, n, n);
     int space_size = 0;
-    checked(Call::gesvd_size(handle_, m, n, &space_size), "gesvd_bufferSize");
+    checked(Library::gesvd_size(handle_, m, n, &space_size), "gesvd_bufferSize");
     const auto space = Cuda::temp<T>(context_, 1, space_size);
-    checked(Call::gesvd(handle_, 'S', 'S', m, n, work.data, m, values.data, left.data, m, right.data, n, space.data,
-                        space_size, nullptr, verdict.info.data),
+    checked(Library::gesvd(handle_, 'S', 'S', m, n, work.data, m, values.data, left.data, m, right.data, n, space.data,
+                           space_size, nullptr, verdict.info.data),
             "gesvd");
     record(solver_detail::Routine::Svd, verdict);
     const cuda_detail::Vectors<T> long_ones{left.data, 0, m, 1}, short_ones{right.data, 0, 1, n};
@@ -244,7 +245,7 @@ class CudaSolver {
   template <class A, class T>
   void svd_jacobi(index_t count, const solver_detail::SvdShape& shape, MatrixView<A, Device> a, MatrixView<T, Device> u,
                   MatrixView<T, Device> s, MatrixView<T, Device> vt) {
-    using Call = cuda_detail::Solvers<T>;
+    using Library = cuda_detail::Solvers<T>;
     const int m = size(shape.cols), n = size(shape.rows), batch = size(count);
     Arena<Device>::Mark mark(context_.arena);
     const auto work = Cuda::temp<T>(context_, a.rows, a.cols);
@@ -253,12 +254,12 @@ class CudaSolver {
     const auto values = Cuda::temp<T>(context_, count, shape.least);
     const auto left = Cuda::temp<T>(context_, count * m, m), right = Cuda::temp<T>(context_, count * n, n);
     int space_size = 0;
-    checked(Call::gesvdj_batched_size(handle_, CUSOLVER_EIG_MODE_VECTOR, m, n, work.data, m, values.data, left.data, m,
-                                      right.data, n, &space_size, jacobi_, batch),
+    checked(Library::gesvdj_batched_size(handle_, CUSOLVER_EIG_MODE_VECTOR, m, n, work.data, m, values.data, left.data,
+                                         m, right.data, n, &space_size, jacobi_, batch),
             "gesvdjBatched_bufferSize");
     const auto space = Cuda::temp<T>(context_, 1, space_size);
-    checked(Call::gesvdj_batched(handle_, CUSOLVER_EIG_MODE_VECTOR, m, n, work.data, m, values.data, left.data, m,
-                                 right.data, n, space.data, space_size, verdict.info.data, jacobi_, batch),
+    checked(Library::gesvdj_batched(handle_, CUSOLVER_EIG_MODE_VECTOR, m, n, work.data, m, values.data, left.data, m,
+                                    right.data, n, space.data, space_size, verdict.info.data, jacobi_, batch),
             "gesvdjBatched");
     record(solver_detail::Routine::Svd, verdict);
     finish<T, T>({values.data, 1, {right.data, n * index_t{n}, n, 1}, {left.data, m * index_t{m}, m, 1}, u, s, vt},
