@@ -28,7 +28,7 @@ __global__ void clean_kernel(T* values, index_t matrix_size, index_t size, int* 
 }
 
 /// The first failure of all calls stays in `status`: 1 + 2 routine, one more where the input was finite and cuSOLVER
-/// failed. One thread. A template, as all kernels here: of a plain one nvcc would make a symbol in every unit.
+/// failed. One thread. A template, as all kernels here: of a plain inline one nvcc warns.
 template <class Code>
 __global__ void record_kernel(int routine, const Code* info, index_t count, Code* failed, Code* status) {
   for (index_t b = 0; b < count; ++b) {
