@@ -7,6 +7,7 @@
 #include "deltaw/core/dropout.hpp"
 #include "deltaw/core/functors.hpp"
 #include "guarded.hpp"
+#include "known_random.hpp"
 
 using namespace deltaw_tests;
 using dw::bf16;
@@ -61,6 +62,27 @@ TEST_CASE("every element of a random fill is the number of its row and column") 
   CHECK(different == 0);
   CHECK(uniform.intact());
   CHECK(normal.intact());
+}
+
+TEST_CASE("the 64 known uniform and normal numbers, in double, float and 16 bits") {
+  Tested::Context ctx;
+  const auto known_key = dw::RandomKey{2026}.fold(3).fold(dw::name_hash("lora_A.weight"));
+  const auto count_different = [&]<class T>(T) {
+    Guarded<T> uniform(4, 16, 1), normal(4, 16, 2);
+    Tested::fill_uniform(ctx, known_key, {}, 0, 1, uniform.view());
+    Tested::fill_normal(ctx, known_key, {}, 1, normal.view());
+    int different = 0;
+    for (std::size_t i = 0; i < known.size(); ++i) {
+      const auto row = static_cast<index_t>(i / 16), col = static_cast<index_t>(i % 16);
+      different += uniform.at(row, col) == static_cast<double>(T(known[i].uniform)) ? 0 : 1;
+      different += normal.at(row, col) == static_cast<double>(T(known[i].normal)) ? 0 : 1;
+    }
+    return different;
+  };
+  CHECK(count_different(1.0) == 0);
+  CHECK(count_different(1.0f) == 0);
+  CHECK(count_different(bf16(1.0f)) == 0);
+  CHECK(count_different(dw::f16(1.0f)) == 0);
 }
 
 TEST_CASE("a part of a matrix gets the same random numbers as in the whole") {
