@@ -35,6 +35,8 @@ struct Operand {
   Operand cols_from(index_t first, index_t count) const {
     return {data + (transposed ? first * stride : first), rows, count, stride, transposed};
   }
+  /// As it lies in memory.
+  ConstMatrixView<T, Host> stored() const { return {data, transposed ? cols : rows, transposed ? rows : cols, stride}; }
 };
 
 template <class T>
@@ -163,10 +165,8 @@ void mixed_product(Arena<Host>& arena, double alpha, Operand<TA> a, Operand<TB> 
 /// C = alpha A B + beta C. Shapes are checked, C may share no memory with A or B, and beta = 0 never reads C.
 template <class TA, class TB, class TC>
 void gemm(Arena<Host>& arena, double alpha, Operand<TA> a, Operand<TB> b, double beta, MatrixView<TC, Host> c) {
-  const auto stored = [](auto& o) {
-    return MatrixView{o.data, o.transposed ? o.cols : o.rows, o.transposed ? o.rows : o.cols, o.stride};
-  };
-  const auto a_view = stored(a), b_view = stored(b);
+  const ConstMatrixView<TA, Host> a_view = a.stored();
+  const ConstMatrixView<TB, Host> b_view = b.stored();
   if (a.cols != b.rows) raise_mismatch<ShapeError>("gemm", "b.rows", b.rows, std::to_string(a.cols));
   check_view("gemm", "a", a_view, a_view.rows, a_view.cols);
   check_view("gemm", "b", b_view, b_view.rows, b_view.cols);
