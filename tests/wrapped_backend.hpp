@@ -37,6 +37,13 @@ struct Wrapped {
     alpha = ctx.hook.product(alpha, flops, bytes(a) + bytes(b) + bytes(c) * (beta == 0 ? 1 : 2));
     Inner::gemm(ctx, alpha, a, b, beta, c);
   }
+  template <class A, class B, class T>
+  static void gemm_batched(Context& ctx, const dw::BatchSteps& steps, double alpha, A a, B b, double beta, View<T> c) {
+    const auto count = static_cast<double>(steps.count);
+    const double flops = 2.0 * static_cast<double>(c.size()) * static_cast<double>(inner_size(a));
+    alpha = ctx.hook.product(alpha, count * flops, count * (bytes(a) + bytes(b) + bytes(c) * (beta == 0 ? 1 : 2)));
+    Inner::gemm_batched(ctx, steps, alpha, a, b, beta, c);
+  }
   template <class F, class T, class... In>
   static void map(Context& ctx, F f, View<T> out, View<In>... in) {
     ctx.hook.pass(static_cast<double>(out.size()), 2 * bytes(out) + (0.0 + ... + bytes(in)));

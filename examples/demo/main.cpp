@@ -24,8 +24,8 @@ struct Settings {
   bool tune = false, quick = false, quiet = false;
 };
 
-constexpr double candidates[] = {3e-3, 1e-2, 3e-2};
-constexpr index_t held_out = 400;
+constexpr double candidates[] = {3e-3, 7e-3, 1e-2, 3e-2};
+constexpr index_t held_out = 5000;  ///< beside those trained on: with fewer, chance decides between neighbours
 
 void add_options(CLI::App& app, Settings& s) {
   app.add_option("--seeds", s.seeds, "Run seeds 0 ... N - 1 and report mean and range")
@@ -102,6 +102,7 @@ Json tune_method(const Settings& s, const std::string& method, const examples::L
       auto options = options_of(s, method, seed);
       options.learning_rate = rate;
       options.held_out = s.quick ? options.images / 5 : held_out;
+      if (!s.quick) options.images += held_out;
       finetune::Run run(options, images);
       if (!run.train(s.quiet)) return {};
       const double accuracy = run.accuracy(images, run.held_out());

@@ -238,3 +238,50 @@ TEST_CASE("gemm refuses an output that shares memory with an operand") {
   Tested::gemm(ctx, 1, left, left, 0, memory.view().col_range(16, 8));  // operands may be the same
   CHECK(memory.at(0, 16) == 8);
 }
+
+TEST_CASE("a batch of products equals the products one by one, with shared operands and outputs side by side") {
+  const auto differences = [](auto type, auto sum_type) {
+    using T = decltype(type);
+    using S = decltype(sum_type);
+    Tested::Context ctx;
+    int different = 0;
+    for (const index_t count : {0, 1, 3})
+      for (const bool share_b : {false, true}) {
+        Guarded<T> a(5, 3 * 7, 2), b(7, 3 * 4);
+        Guarded<S> c(5, 3 * 4, 1), want(5, 3 * 4, 1);  // A_k, B_k and C_k are blocks of columns
+        a.fill(1), b.fill(2), c.fill(3), want.fill(3);
+        const dw::BatchSteps steps{.count = count, .a = 7, .b = share_b ? 0 : 4, .c = 4};
+        Tested::gemm_batched(ctx, steps, -2, a.const_view().col_range(0, 7), b.const_view().col_range(0, 4), 0.5,
+                             c.view().col_range(0, 4));
+        for (index_t k = 0; k < count; ++k)
+          Tested::gemm(ctx, -2, a.const_view().col_range(7 * k, 7), b.const_view().col_range(share_b ? 0 : 4 * k, 4),
+                       0.5, want.view().col_range(4 * k, 4));
+        for (index_t i = 0; i < 5; ++i)
+          for (index_t j = 0; j < 12; ++j)
+            different += within(c.at(i, j), want.at(i, j), 32 * unit_in_last_place<S>()) ? 0 : 1;
+        different += c.intact() ? 0 : 1;
+      }
+    return different;
+  };
+  CHECK(differences(1.0f, 1.0f) == 0);
+  CHECK(differences(1.0, 1.0) == 0);
+  CHECK(differences(bf16(1.0f), bf16(1.0f)) == 0);
+  CHECK(differences(f16(1.0f), 1.0f) == 0);
+}
+
+TEST_CASE("a batch whose outputs overlap, or that counts backwards, is refused") {
+  Tested::Context ctx;
+  Guarded<float> a(4, 5), b(5, 6), c(4, 12);
+  const std::string before = c.bits();
+  const auto run = [&](const dw::BatchSteps& steps) {
+    Tested::gemm_batched(ctx, steps, 1, a.const_view(), b.const_view(), 0, c.view().col_range(0, 6));
+  };
+  CHECK(message_of<dw::AliasError>([&] { run({.count = 2, .c = 5}); }) ==
+        "gemm_batched: steps.c: got 5, want a step that keeps the outputs apart");
+  CHECK(message_of<dw::AliasError>([&] { run({.count = 2}); }) ==
+        "gemm_batched: steps.c: got 0, want a step that keeps the outputs apart");
+  CHECK(message_of<dw::ShapeError>([&] { run({.count = -1}); }) == "gemm_batched: steps.count: got -1, want 0 or more");
+  CHECK(message_of<dw::ShapeError>([&] { run({.count = 2, .a = -5, .c = 6}); }) ==
+        "gemm_batched: steps.a: got -5, want 0 or more");
+  CHECK(c.bits() == before);
+}

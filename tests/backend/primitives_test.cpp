@@ -255,11 +255,16 @@ TEST_CASE("the bits of reductions do not depend on addresses") {
     const double norm = Tested::norm2(ctx, a.const_view());
     return out.bits() + row_out.bits() + bits_of(dw::MatrixView<const double>{&norm, 1, 1});
   };
-  constexpr index_t offsets = std::is_same_v<Tested, dw::Cpu> ? 16 : 5;  // 4 floats are a pack of a kernel
+  // A pack of a kernel has 4 floats. A device's memory takes long to reach: fewer shapes there.
+  constexpr bool on_host = std::is_same_v<Tested, dw::Cpu>;
+  constexpr index_t offsets = on_host ? 16 : 5;
+  const std::vector<index_t> row_counts = on_host ? boundary_sizes : std::vector<index_t>{1, 17, 65};
+  const std::vector<index_t> col_counts =
+      on_host ? std::vector<index_t>{1, 7, 16, 33, 65, 130} : std::vector<index_t>{7, 33, 130};
   const auto count_different = [&](auto type) {
     int different = 0;
-    for (const index_t rows : {1, 2, 17, 63, 65, 257})
-      for (const index_t cols : {1, 7, 16, 33, 65, 130}) {
+    for (const index_t rows : row_counts)
+      for (const index_t cols : col_counts) {
         const std::string expected = bits_at(type, rows, cols, 0);
         for (index_t offset = 1; offset < offsets; ++offset)
           different += bits_at(type, rows, cols, offset) == expected ? 0 : 1;

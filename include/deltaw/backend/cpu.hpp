@@ -50,6 +50,15 @@ struct Cpu {
     cpu_detail::gemm(ctx.arena, alpha, cpu_detail::operand(a), cpu_detail::operand(b), beta, c);
   }
 
+  /// C_k = alpha A_k B_k + beta C_k for every k of a batch, see BatchSteps; the C_k must not overlap.
+  template <class A, class B, class T>
+  static void gemm_batched(Context& ctx, const BatchSteps& steps, double alpha, A a, B b, double beta,
+                           MatrixView<T, Host> c) {
+    check_batch("gemm_batched", steps, c);
+    for (index_t k = 0; k < steps.count; ++k)
+      gemm(ctx, alpha, moved(a, k * steps.a), moved(b, k * steps.b), beta, moved(c, k * steps.c));
+  }
+
   /// out(i, j) = f(out(i, j), in(i, j)...). An input of one row or one column is broadcast.
   template <class F, class T, class... In>
   static void map(Context&, F f, MatrixView<T, Host> out, MatrixView<In, Host>... in) {

@@ -35,6 +35,11 @@ struct Cuda {
   /// other is rounded to it, where one is double all are double.
   template <class A, class B, class T>
   static void gemm(Context& ctx, double alpha, A a, B b, double beta, MatrixView<T, Device> c);
+  /// C_k = alpha A_k B_k + beta C_k for every k of a batch, in one call of cuBLAS: the operands are of one type, and C of the
+  /// same, or of float where they have 16 bits.
+  template <class A, class B, class T>
+  static void gemm_batched(Context& ctx, const BatchSteps& steps, double alpha, A a, B b, double beta,
+                           MatrixView<T, Device> c);
 
   /// out(i, j) = f(out(i, j), in(i, j)...). An input of one row or one column is broadcast.
   template <class F, class T, class... In>
@@ -231,7 +236,8 @@ Operand<N> as_type(Cuda::Context& ctx, Operand<T> o) {
 /// Row-major C = alpha A B + beta C is column-major C^T = alpha B^T A^T + beta C^T: the operands change places, and what
 /// is stored row-major needs no transposition.
 template <class N, class T>
-void multiply(Cuda::Context& ctx, double alpha, Operand<N> a, Operand<N> b, double beta, MatrixView<T, Device> c) {
+void multiply(Cuda::Context& ctx, double alpha, Operand<N> a, Operand<N> b, double beta, MatrixView<T, Device> c,
+              const BatchSteps& steps = {}) {
   constexpr bool wide = std::is_same_v<N, double>;
   const auto size = [](index_t n) {
     constexpr index_t limit = std::numeric_limits<int>::max();
@@ -243,10 +249,29 @@ void multiply(Cuda::Context& ctx, double alpha, Operand<N> a, Operand<N> b, doub
   const float alpha32 = static_cast<float>(alpha), beta32 = static_cast<float>(beta);
   const void* factor = wide ? static_cast<const void*>(&alpha) : &alpha32;
   const void* keep = wide ? static_cast<const void*>(&beta) : &beta32;
-  check(cublasGemmEx(ctx.cublas(), flag(b), flag(a), size(c.cols), size(c.rows), size(a.cols()), factor, b.stored.data,
-                     data_type<N>(), leading(b.stored), a.stored.data, data_type<N>(), leading(a.stored), keep, c.data,
-                     data_type<T>(), leading(c), wide ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
-        "cublasGemmEx");
+  constexpr auto compute = wide ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
+  if (steps.count == 1) {
+    check(cublasGemmEx(ctx.cublas(), flag(b), flag(a), size(c.cols), size(c.rows), size(a.cols()), factor,
+                       b.stored.data, data_type<N>(), leading(b.stored), a.stored.data, data_type<N>(),
+                       leading(a.stored), keep, c.data, data_type<T>(), leading(c), compute, CUBLAS_GEMM_DEFAULT),
+          "cublasGemmEx");
+  } else {
+    check(cublasGemmStridedBatchedEx(ctx.cublas(), flag(b), flag(a), size(c.cols), size(c.rows), size(a.cols()), factor,
+                                     b.stored.data, data_type<N>(), leading(b.stored), steps.b, a.stored.data,
+                                     data_type<N>(), leading(a.stored), steps.a, keep, c.data, data_type<T>(),
+                                     leading(c), steps.c, size(steps.count), compute, CUBLAS_GEMM_DEFAULT),
+          "cublasGemmStridedBatchedEx");
+  }
+}
+
+template <class TA, class TB, class T>
+void check_product(std::string_view where, const Operand<TA>& a, const Operand<TB>& b, MatrixView<T, Device> c) {
+  if (a.cols() != b.rows()) raise_mismatch<ShapeError>(where, "b.rows", b.rows(), std::to_string(a.cols()));
+  check_view(where, "a", a.stored, a.stored.rows, a.stored.cols);
+  check_view(where, "b", b.stored, b.stored.rows, b.stored.cols);
+  check_view(where, "c", c, a.rows(), b.cols());
+  check_no_alias(where, "a", a.stored, "c", c);
+  check_no_alias(where, "b", b.stored, "c", c);
 }
 
 /// The type both operands take: double where there is one, else the 16-bit type where there is one, else float.
@@ -265,13 +290,8 @@ template <class A, class B, class T>
 void Cuda::gemm(Context& ctx, double alpha, A left, B right, double beta, MatrixView<T, Device> c) {
   const auto a = cuda_detail::operand(left);
   const auto b = cuda_detail::operand(right);
-  if (a.cols() != b.rows()) raise_mismatch<ShapeError>("gemm", "b.rows", b.rows(), std::to_string(a.cols()));
-  check_view("gemm", "a", a.stored, a.stored.rows, a.stored.cols);
-  check_view("gemm", "b", b.stored, b.stored.rows, b.stored.cols);
-  check_view("gemm", "c", c, a.rows(), b.cols());
+  cuda_detail::check_product("gemm", a, b, c);
   if (c.empty()) return;
-  check_no_alias("gemm", "a", a.stored, "c", c);
-  check_no_alias("gemm", "b", b.stored, "c", c);
   if (a.cols() == 0 || alpha == 0) {
     if (beta == 0) return fill(ctx, c, 0);
     if (beta != 1) map(ctx, Scale{beta}, c);
@@ -290,6 +310,23 @@ void Cuda::gemm(Context& ctx, double alpha, A left, B right, double beta, Matrix
   } else {
     cuda_detail::multiply<N>(ctx, alpha, in_a, in_b, beta, c);
   }
+}
+
+template <class A, class B, class T>
+void Cuda::gemm_batched(Context& ctx, const BatchSteps& steps, double alpha, A left, B right, double beta,
+                        MatrixView<T, Device> c) {
+  const auto a = cuda_detail::operand(left);
+  const auto b = cuda_detail::operand(right);
+  using N = std::remove_const_t<std::remove_pointer_t<decltype(a.stored.data)>>;
+  static_assert(
+      std::is_same_v<decltype(a), decltype(b)> && (std::is_same_v<N, T> || (is_half<N> && std::is_same_v<T, float>)),
+      "deltaw: a batch of products on Cuda wants operands of one type, and an output of the same or of float");
+  check_batch("gemm_batched", steps, c);
+  cuda_detail::check_product("gemm_batched", a, b, c);
+  if (c.empty() || steps.count == 0) return;
+  if (steps.count > 1 && a.cols() != 0 && alpha != 0) return cuda_detail::multiply<N>(ctx, alpha, a, b, beta, c, steps);
+  for (index_t k = 0; k < steps.count; ++k)
+    gemm(ctx, alpha, moved(left, k * steps.a), moved(right, k * steps.b), beta, moved(c, k * steps.c));
 }
 
 }  // namespace deltaw

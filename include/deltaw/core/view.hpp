@@ -66,6 +66,23 @@ constexpr Transposed<T, Space> t(MatrixView<T, Space> view) {
   return {view};
 }
 
+/// How a batch of equal products lies in memory: operand k begins k times its step after the first, in elements. A step of
+/// 0 uses one operand for all.
+struct BatchSteps {
+  index_t count = 1;
+  index_t a = 0, b = 0, c = 0;
+};
+
+/// The same view `elements` further in memory.
+template <class T, class Space>
+constexpr MatrixView<T, Space> moved(MatrixView<T, Space> view, index_t elements) {
+  return {view.data + elements, view.rows, view.cols, view.stride};
+}
+template <class T, class Space>
+constexpr Transposed<T, Space> moved(Transposed<T, Space> view, index_t elements) {
+  return {moved(view.base, elements)};
+}
+
 /// A vector of `size` elements as a view of one row.
 template <class T, class Space = Host>
 constexpr MatrixView<T, Space> vector_view(T* data, index_t size) {
@@ -157,6 +174,16 @@ void check_no_alias(std::string_view where, std::string_view a_name, MatrixView<
   if (overlap(a, b))
     raise<AliasError>(where, std::string(a_name).append(" and ").append(b_name).append(
                                  ": got views that share memory, want separate ones"));
+}
+
+/// That a batch counts forwards and that its outputs, which start with `c`, do not overlap.
+template <class T, class Space>
+void check_batch(std::string_view where, const BatchSteps& steps, MatrixView<T, Space> c) {
+  if (steps.count < 0) raise_mismatch<ShapeError>(where, "steps.count", steps.count, "0 or more");
+  if (steps.a < 0) raise_mismatch<ShapeError>(where, "steps.a", steps.a, "0 or more");
+  if (steps.b < 0) raise_mismatch<ShapeError>(where, "steps.b", steps.b, "0 or more");
+  if (steps.count > 1 && !c.empty() && (steps.c <= 0 || overlap(c, moved(c, steps.c))))
+    raise_mismatch<AliasError>(where, "steps.c", steps.c, "a step that keeps the outputs apart");
 }
 
 }  // namespace deltaw
