@@ -1,7 +1,9 @@
 // Whole models on a device: a set of layers by name, its merge, and its files, through the same headers.
 
-
+#include "../io/scratch.hpp"
 #include "catch.hpp"
+#include "deltaw/io/peft.hpp"
+#include "deltaw/io/state.hpp"
 #include "deltaw/model/adapter_set.hpp"
 #include "guarded.hpp"
 
@@ -71,4 +73,24 @@ TEST_CASE("a set of adapters trains on a device as on the host, and merges") {
   CHECK(difference(device.w1, host.w1, 6, 8) <= 1e-5);
   device.set.unmerge(device.ctx);
   CHECK(device.w1.bits() == before);
+}
+
+TEST_CASE("a set on a device is saved, and goes on from the file to the same bits, as does one on the host") {
+  Scratch scratch;
+  Model<dw::Cuda> device, resumed;
+  Model<dw::Cpu> host;
+  for (std::uint64_t step = 0; step < 3; ++step) device.step(step);
+  CHECK_FALSE(device.optimizer.settle(device.ctx, device.set).skipped);
+  dw::io::save_state(scratch / "state.safetensors", device.set, {.step = 3});
+  dw::io::save_peft(device.set, "default", scratch / "adapter");
+
+  CHECK(dw::io::load_state(scratch / "state.safetensors", resumed.set).step == 3);
+  for (std::uint64_t step = 3; step < 5; ++step) device.step(step), resumed.step(step);
+  device.forward(9), resumed.forward(9);
+  CHECK(device.y.bits() == resumed.y.bits());
+
+  dw::io::load_peft(host.ctx, host.set, "default", scratch / "adapter");
+  dw::io::load_peft(resumed.ctx, resumed.set, "default", scratch / "adapter");
+  host.forward(9), resumed.forward(9);
+  CHECK(difference(resumed.y, host.y, 5, 4) <= 1e-5);
 }

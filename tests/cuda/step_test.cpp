@@ -261,8 +261,8 @@ TEST_CASE("a step launches its products and little more") {
   CHECK(count(single, [&] { single.optimizer.step(single.ctx, single.lora); }) == 4);
   CHECK(count(single, [&] { dw::zero_grad(single.ctx, single.lora); }) == 2);
   Layer<dw::bf16> narrow(0);
-  CHECK(count(narrow, [&] { narrow.forward(); }) <= 2 + 2);
-  CHECK(count(narrow, [&] { narrow.backward(); }) <= 4 + 3);
+  CHECK(count(narrow, [&] { narrow.forward(); }) == 2 + 2);   // A and B rounded to 16 bits
+  CHECK(count(narrow, [&] { narrow.backward(); }) == 4 + 2);  // again
 }
 
 TEST_CASE("a context works on the caller's stream, handle and memory, and says what it lacks") {

@@ -66,11 +66,21 @@ struct Memory<Device> {
   static void release(void* p) noexcept { cudaFree(p); }
   static void zero(void* p, std::size_t bytes) {
     cuda_detail::check(cudaMemset(p, 0, bytes), "cudaMemset");
-    cuda_detail::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");  // the user's stream may not wait for ours
+    wait();  // the user's stream may not wait for ours
   }
-  static void copy(void* to, const void* from, std::size_t bytes) {
-    cuda_detail::check(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice), "cudaMemcpy");
-    cuda_detail::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  static void copy(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes, cudaMemcpyDeviceToDevice); }
+  static void to_host(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes, cudaMemcpyDeviceToHost); }
+  static void from_host(void* to, const void* from, std::size_t bytes) {
+    copy(to, from, bytes, cudaMemcpyHostToDevice);
+  }
+
+ private:
+  static void wait() { cuda_detail::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
+  // What is under way may be about to write what is copied, and what comes after may not wait for the copy.
+  static void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    wait();
+    cuda_detail::check(cudaMemcpy(to, from, bytes, kind), "cudaMemcpy");
+    wait();
   }
 };
 

@@ -15,7 +15,7 @@ namespace deltaw {
 
 inline constexpr std::size_t memory_alignment = 64;  ///< a cache line, and the widest CPU vector
 
-/// How a space allocates, frees and zeroes; specialised for each space.
+/// How a space allocates, frees, zeroes and copies, all of which may wait; specialised for each space.
 template <class Space>
 struct Memory;
 
@@ -31,6 +31,8 @@ struct Memory<Host> {
   static void copy(void* to, const void* from, std::size_t bytes) {
     std::copy_n(static_cast<const unsigned char*>(from), bytes, static_cast<unsigned char*>(to));
   }
+  static void to_host(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
+  static void from_host(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
 };
 
 inline std::size_t checked_bytes(std::string_view where, index_t rows, index_t cols, std::size_t element) {
