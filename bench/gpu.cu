@@ -16,6 +16,20 @@ namespace dw = deltaw;
 using dw::Cuda;
 using dw::index_t;
 
+struct
+    Factors {  // outside of the unnamed namespace: nvcc would warn that concepts name its members and do not call them
+  using Backend = Cuda;
+  std::deque<dw::Parameter<float, dw::Device>> parameters;
+  template <class F>
+  void for_each_parameter(F&& f) {
+    for (auto& p : parameters) f(p);
+  }
+  template <class F>
+  void for_each_parameter(F&& f) const {
+    for (const auto& p : parameters) f(p);
+  }
+};
+
 namespace {
 
 /// Milliseconds that the stream is busy with what `f` enqueues, `times` times over.
@@ -113,19 +127,6 @@ void adapters(Cuda::Context& ctx, Clock& clock, std::vector<Row>& rows, const ch
     rows.push_back(measure(clock, what, 1 + 1.5 * r * (i + o) / (i * o), pairs, floor, with));
   }
 }
-
-struct Factors {
-  using Backend = Cuda;
-  std::deque<dw::Parameter<float, dw::Device>> parameters;
-  template <class F>
-  void for_each_parameter(F&& f) {
-    for (auto& p : parameters) f(p);
-  }
-  template <class F>
-  void for_each_parameter(F&& f) const {
-    for (const auto& p : parameters) f(p);
-  }
-};
 
 /// One AdamW step over the factors of `layers` x 7 modules beside a copy of as many bytes.
 void adamw(Cuda::Context& ctx, Clock& clock, std::vector<Row>& rows, int layers, index_t width, int pairs) {

@@ -102,9 +102,11 @@ consteval Dtype dtype_of() {
   if constexpr (std::same_as<T, float>) return Dtype::F32;
   if constexpr (std::same_as<T, f16>) return Dtype::F16;
   if constexpr (std::same_as<T, bf16>) return Dtype::BF16;
-  constexpr std::array sizes{std::array{Dtype::I8, Dtype::U8}, std::array{Dtype::I16, Dtype::U16},
-                             std::array{Dtype::I32, Dtype::U32}, std::array{Dtype::I64, Dtype::U64}};
-  return sizes[std::bit_width(sizeof(T)) - 1][std::is_unsigned_v<T>];
+  constexpr bool is_unsigned = std::is_unsigned_v<T>;
+  if constexpr (sizeof(T) == 1) return is_unsigned ? Dtype::U8 : Dtype::I8;
+  if constexpr (sizeof(T) == 2) return is_unsigned ? Dtype::U16 : Dtype::I16;
+  if constexpr (sizeof(T) == 4) return is_unsigned ? Dtype::U32 : Dtype::I32;
+  return is_unsigned ? Dtype::U64 : Dtype::I64;
 }
 
 constexpr std::optional<std::uint64_t> checked_multiply(std::uint64_t a, std::uint64_t b) {
