@@ -43,7 +43,7 @@ class Optimizer {
     const StepPolicy policy{1 / loss_scale_, options_.max_gradient_norm, options_.skip_non_finite};
     typename First::Backend::Step step(ctx, state_, policy);
     if (policy.needs_norm()) for_each_trained([&](const auto& p) { step.measure(p); }, first, rest...);
-    const StepReport report = step.decide();
+    StepReport report = step.decide();
     if (report.skipped) {
       ++skipped_;
       return report;
