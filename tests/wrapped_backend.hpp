@@ -23,6 +23,7 @@ struct Wrapped {
   template <class T>
   using View = dw::MatrixView<T, Space>;
 
+  static constexpr dw::index_t tile_rows = Inner::tile_rows;
   template <class P, class Act>
   using Intermediate = typename Inner::template Intermediate<P, Act>;
 

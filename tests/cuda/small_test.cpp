@@ -1,8 +1,9 @@
-// Each kernel that shares memory between threads, once and small: with real threads under ThreadSanitizer, which takes a
-// while, a missing barrier shows by its line.
+// Each kernel of cuda.hpp that shares memory between threads, once and small: with real threads under ThreadSanitizer, which
+// takes a while, a missing barrier shows by its line.
 
 #include "../optim/parameters.hpp"
 #include "catch.hpp"
+#include "deltaw/core/functors.hpp"
 #include "deltaw/optim/adamw.hpp"
 #include "guarded.hpp"
 
@@ -41,3 +42,21 @@ TEST_CASE("reductions, a transpose, random numbers and a step, each in two block
   for (const std::size_t i : {std::size_t{0}, std::size_t{4095}, std::size_t{4096}})
     CHECK(within(before[i] - after[i], gradient[i] > 0 ? 0.5 : -0.5, 1e-6));  // the first step of Adam is the sign
 }
+
+#if !defined(DELTAW_TEST_SMALL)  // a thread of the system for each of these would take minutes
+TEST_CASE("rows beyond those that a grid has blocks for are taken too") {
+  Cuda::Context ctx;
+  Guarded<float> tall(1027, 1025), narrow(32770, 2), turned(2, 32770), noise(1027, 1025);
+  tall.fill_with(1), narrow.fill(2);
+  Cuda::map(ctx, dw::Scale{3}, tall.view());
+  Cuda::copy_transposed(ctx, narrow.const_view(), turned.view());
+  Cuda::fill_uniform(ctx, dw::RandomKey{7}, {}, 0, 1, noise.view());
+  for (const index_t i : {0, 1023, 1024, 1026}) {
+    CHECK(tall.at(i, 1024) == 3);
+    CHECK(noise.at(i, 1024) == dw::uniform01(dw::RandomKey{7}.block(256, static_cast<std::uint64_t>(i))[0]));
+  }
+  for (const index_t i : {0, 32767, 32768, 32769}) CHECK(turned.at(1, i) == narrow.at(i, 1));
+  CHECK(tall.intact());
+  CHECK(turned.intact());
+}
+#endif

@@ -237,6 +237,121 @@ TEST_CASE("a captured step is replayed with a changing learning rate, step and d
   CHECK(plain.bits() == replayed.bits());
 }
 
+TEST_CASE("replays follow the loss scale, leave steps out, and may be settled in between") {
+  Layer<float> plain(0.3), replayed(0.3);
+  plain.step(0, 0.1), replayed.step(0, 0.1);
+  replayed.ctx.synchronize();
+  Graph graph(replayed.ctx, [&] { replayed.step(1, 0.1); });
+  const auto spoil = [](auto& layer, bool bad) {
+    from_host(std::vector<float>{bad ? static_cast<float>(not_a_number) : 0.25f},
+              layer.dy.view().row_range(0, 1).col_range(0, 1));
+  };
+  for (std::uint64_t further = 0; further < 6; ++further) {
+    const bool bad = further == 1 || further == 4;
+    spoil(plain, bad), spoil(replayed, bad);
+    plain.optimizer.set_loss_scale(static_cast<double>(1 + further % 3));
+    plain.step(1 + further, 0.1);
+    replayed.ctx.set_replay({.steps = further, .gradient_factor = 1 / static_cast<double>(1 + further % 3)});
+    graph.launch();
+    const auto want = plain.optimizer.settle(plain.ctx, plain.lora);
+    const auto got = replayed.optimizer.settle(replayed.ctx, replayed.lora);
+    if (further == 0) {
+      CHECK(got.gradient_norm == want.gradient_norm);
+      CHECK_FALSE(got.skipped);
+    }
+    CHECK(plain.bits() == replayed.bits());
+  }
+  const std::string before = replayed.bits();
+  replayed.ctx.set_replay({.steps = 7, .skip = 1});
+  graph.launch();
+  CHECK(replayed.bits() != before);  // y is another one
+  std::string values;
+  replayed.lora.for_each_parameter([&](const auto& p) { values += bits_of(p.value.view()); });
+  CHECK(before.find(values.substr(0, 64)) != std::string::npos);
+}
+
+TEST_CASE("SGD too takes its step and its rate from the device, and begins its momentum at the first step taken") {
+  Twins<double> twins(1);
+  const Sgd rule{.learning_rate = 0.1, .momentum = 0.9, .dampening = 0.5};
+  Optimizer<Sgd> on_host(rule);
+  Optimizer<Sgd, Cuda> on_device(rule);
+  const auto step = [&](std::uint32_t seed, bool bad) {
+    twins.fill_gradients(seed);
+    if (bad) {
+      twins.host.parameters[0].grad.view().data[0] = not_a_number;
+      from_host(std::vector<double>{not_a_number}, twins.device.parameters[0].grad.view());
+    }
+    on_host.step(twins.cpu, twins.host);
+    on_device.step(twins.gpu, twins.device);
+  };
+  step(1, true), step(2, false), step(3, false);
+  on_device.settle(twins.gpu, twins.device);
+  CHECK(twins.equal());
+
+  twins.gpu.synchronize();
+  twins.fill_gradients(4);
+  Graph graph(twins.gpu, [&] { on_device.step(twins.gpu, twins.device); });
+  on_host.set_learning_rate(0.05);
+  on_host.step(twins.cpu, twins.host);
+  twins.gpu.set_replay({.learning_rate_factor = 0.5});
+  graph.launch();
+  twins.gpu.set_replay({});
+  on_device.settle(twins.gpu, twins.device);
+  CHECK(twins.equal());
+}
+
+TEST_CASE("one optimizer for two sets in turn wants to be settled in between") {
+  Cuda::Context ctx;
+  Bag<float, Cuda> first, second;
+  first.add("a", 2, 3, 1), second.add("b", 2, 3, 2);
+  first.fill_gradients(1), second.fill_gradients(2);
+  Optimizer<AdamW, Cuda> optimizer;
+  optimizer.step(ctx, first);
+  CHECK(message_of<dw::StaleError>([&] { optimizer.step(ctx, second); }) ==
+        "Optimizer.step: parameters: got others than in the steps before, want `settle` in between, or an optimizer "
+        "each");
+  CHECK(second.parameters[0].step == 0);
+  optimizer.settle(ctx, first);
+  CHECK(optimizer.step(ctx, second).pending);
+}
+
+TEST_CASE("a report that is pending leaves the loss scale alone") {
+  dw::LossScale scale{.value = 1024, .growth_interval = 1};
+  scale.update({.pending = true});
+  CHECK(scale.value == 1024);
+  scale.update({.skipped = true});
+  CHECK(scale.value == 512);
+}
+
+TEST_CASE("a learning rate of 0 cannot be captured, since replays multiply it") {
+  Layer<float> layer(0);
+  layer.step(0, 0.1);
+  layer.ctx.synchronize();
+  layer.optimizer.set_learning_rate(0);
+  std::string message;
+  Graph graph(layer.ctx,
+              [&] { message = message_of<dw::OptionError>([&] { layer.optimizer.step(layer.ctx, layer.lora); }); });
+  CHECK(message == "adamw: learning_rate: got 0, want not 0 in a capture: replays multiply it");
+}
+
+TEST_CASE("one step makes all the memory that the next one takes") {
+  Cuda::Context ctx;  // few tokens: the partial sums of the optimizer are the largest temporary
+  Guarded<float> w(8, 4096), x(1, 4096), y(1, 8), dy(1, 8), dx(1, 4096);
+  const dw::DenseLinear<float, float, Cuda> base(w.view(), {});
+  dw::Lora<float, Cuda> lora(base.shape, {.rank = 4});
+  dw::Lora<float, Cuda>::Saved saved;
+  Optimizer<AdamW, Cuda> optimizer;
+  const auto step = [&] {
+    lora.forward(ctx, base, x.view(), y.view(), saved);
+    lora.backward(ctx, base, x.view(), dy.view(), dx.view(), saved);
+    optimizer.step(ctx, lora);
+  };
+  step();
+  ctx.synchronize();
+  Graph graph(ctx, step);  // where the stand-in stops at an allocation
+  CHECK(graph.launches() == 10);
+}
+
 TEST_CASE("what a replay changes cannot be changed inside a capture") {
   Layer<float> layer(0);
   layer.step(0, 0.1);
@@ -270,6 +385,8 @@ TEST_CASE("a context works on the caller's stream, handle and memory, and says w
   cublasHandle_t cublas;
   dw::cuda_detail::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   dw::cuda_detail::check(cublasCreate(&cublas), "cublasCreate");
+  dw::cuda_detail::check(cublasSetPointerMode(cublas, CUBLAS_POINTER_MODE_DEVICE), "cublasSetPointerMode");
+  cublasMath_t math{};
   dw::Tensor<unsigned char, dw::Device> workspace(1, 1024), for_cublas(1, 1 << 20);
   {
     Cuda::Context ctx({.stream = stream,
@@ -278,6 +395,9 @@ TEST_CASE("a context works on the caller's stream, handle and memory, and says w
                        .workspace_bytes = 1024,
                        .cublas_workspace = for_cublas.view().data,
                        .cublas_workspace_bytes = 1 << 20});
+    CHECK(cublasGetMathMode(cublas, &math) == CUBLAS_STATUS_SUCCESS);
+    CHECK((math & CUBLAS_TF32_TENSOR_OP_MATH) == 0);
+    CHECK((math & CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION) != 0);
     Guarded<dw::bf16> a(8, 16), c(8, 8);
     Guarded<float> b(16, 8), large(64, 8);
     a.fill_with(1), b.fill_with(2);
@@ -285,9 +405,18 @@ TEST_CASE("a context works on the caller's stream, handle and memory, and says w
     ctx.synchronize();
     CHECK(c.at(7, 7) == 32);
     CHECK(message_of<dw::MemoryError>([&] {
-            Cuda::gemm(ctx, 1, dw::t(large.const_view()), large.const_view(), 0, Guarded<dw::bf16>(8, 8).view());
-          }) == "Arena.take: workspace: got 1024 bytes, want at least 2048");
+            Cuda::gemm(ctx, 1, large.const_view(), dw::t(large.const_view()), 0, Guarded<dw::bf16>(64, 64).view());
+          }) == "Arena.take: workspace: got 1024 bytes, want at least 16384");
   }
+  cublasPointerMode_t pointers{};
+  cudaStream_t stream_after = stream;
+  CHECK(cublasGetPointerMode(cublas, &pointers) == CUBLAS_STATUS_SUCCESS);
+  CHECK(cublasGetStream(cublas, &stream_after) == CUBLAS_STATUS_SUCCESS);
+  CHECK(pointers == CUBLAS_POINTER_MODE_DEVICE);  // as it was lent
+  CHECK(stream_after == nullptr);
+  Cuda::Context fast({.allow_tf32 = true});
+  CHECK(cublasGetMathMode(fast.cublas(), &math) == CUBLAS_STATUS_SUCCESS);
+  CHECK((math & CUBLAS_TF32_TENSOR_OP_MATH) != 0);
   CHECK(cublasDestroy(cublas) == CUBLAS_STATUS_SUCCESS);
   CHECK(cudaStreamDestroy(stream) == cudaSuccess);
 }

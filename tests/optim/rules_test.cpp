@@ -210,12 +210,12 @@ TEST_CASE("a parameter in the user's strided memory moves as one of its own, to 
     Tested::copy(ctx, std::as_const(own.parameters[0].value).view(), value.view());
     if (bind_value) p.value.bind(value.view());
     if (bind_gradient) p.grad.bind(gradient.view());
-    Optimizer<decltype(rule), Tested> optimizer(rule);
+    Optimizer<decltype(rule), Tested> optimizer(rule), of_bound(rule);
     for (std::uint32_t step = 0; step < 5; ++step) {
       own.fill_gradients(step);
       Tested::copy(ctx, std::as_const(own.parameters[0].grad).view(), p.grad.view());
       optimizer.step(ctx, own);
-      optimizer.step(ctx, bound);
+      of_bound.step(ctx, bound);
     }
     CHECK(value.intact());
     CHECK(gradient.intact());

@@ -32,6 +32,8 @@ struct Cpu {
     Context(void* memory, std::size_t bytes) : arena(memory, bytes) {}
   };
 
+  static constexpr index_t tile_rows = 256;  ///< of what is dropped out at a time
+
   /// The type of what lies between two products of an adapter (Z = X A^T): the parameters' own.
   template <class P, class Act>
   using Intermediate = P;

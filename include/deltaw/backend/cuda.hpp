@@ -21,6 +21,8 @@ struct Cuda {
   using Step = CudaStep;
   static SettledSteps settle(Context& ctx, StepState& state) { return settle_steps(ctx, state); }
 
+  static constexpr index_t tile_rows = 8192;  ///< of what is dropped out at a time
+
   /// The type of what lies between two products of an adapter (Z = X A^T): the activations' where those have 16 bits. The
   /// next product would round it to that anyhow, in a launch of its own.
   template <class P, class Act>
@@ -31,8 +33,9 @@ struct Cuda {
     return ctx.arena.template take<T>(rows, cols);
   }
 
-  /// C = alpha A B + beta C, sums in float for 16-bit operands. cuBLAS takes one type for both: where one is 16-bit the
-  /// other is rounded to it, where one is double all are double.
+  /// C = alpha A B + beta C, sums in float for 16-bit operands. cuBLAS takes one type for both: a float operand is rounded
+  /// where the other operand and C have 16 bits. Where one of the three has 16 bits alone, or is double, the others stay
+  /// exact.
   template <class A, class B, class T>
   static void gemm(Context& ctx, double alpha, A a, B b, double beta, MatrixView<T, Device> c);
   /// C_k = alpha A_k B_k + beta C_k for every k of a batch, in one call of cuBLAS: the operands are of one type, and C of the
@@ -60,7 +63,7 @@ struct Cuda {
     check_view("copy_transposed", "out", out, in.cols, in.rows);
     check_no_alias("copy_transposed", "in", in, "out", out);
     if (in.empty()) return;
-    const dim3 grid(blocks(in.cols, 32), blocks(in.rows, 32));
+    const dim3 grid(blocks(in.cols, 32), grid_rows(in.rows, 32));
     cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
                         &cuda_detail::transpose_kernel<std::remove_const_t<U>, T>, read(in), out);
   }
@@ -148,8 +151,8 @@ struct Cuda {
     return v;
   }
   static unsigned blocks(index_t n, index_t size) { return static_cast<unsigned>((n + size - 1) / size); }
-  // Rows beyond the limit of a grid are taken by the same threads in a loop.
-  static unsigned grid_rows(index_t rows, int rows_a_block) { return std::min(blocks(rows, rows_a_block), 65535u); }
+  // Enough blocks to fill any card; further rows are taken by the same threads in a loop.
+  static unsigned grid_rows(index_t rows, int rows_a_block) { return std::min(blocks(rows, rows_a_block), 1024u); }
   // Threads along a row: the least power of two that covers it, from 1 to a whole block.
   static int row_width(index_t items) {
     int width = 1;
@@ -211,6 +214,12 @@ struct Operand {
   bool transposed;
   index_t rows() const { return transposed ? stored.cols : stored.rows; }
   index_t cols() const { return transposed ? stored.rows : stored.cols; }
+  Operand rows_from(index_t first, index_t count) const {
+    return {transposed ? stored.col_range(first, count) : stored.row_range(first, count), transposed};
+  }
+  Operand cols_from(index_t first, index_t count) const {
+    return {transposed ? stored.row_range(first, count) : stored.col_range(first, count), transposed};
+  }
 };
 template <class T>
 Operand<std::remove_const_t<T>> operand(MatrixView<T, Device> v) {
@@ -274,15 +283,42 @@ void check_product(std::string_view where, const Operand<TA>& a, const Operand<T
   check_no_alias(where, "b", b.stored, "c", c);
 }
 
-/// The type both operands take: double where there is one, else the 16-bit type where there is one, else float.
+/// The type both operands take: double where there is one; a 16-bit type where both have it, or one and the output; else
+/// float.
 template <class A, class B, class C>
 struct ProductType {
   template <class T>
   static constexpr bool any = std::is_same_v<A, T> || std::is_same_v<B, T> || std::is_same_v<C, T>;
   static_assert(any<double> || !(any<bf16> && any<f16>), "deltaw: no product mixes bf16 and f16: convert one of them");
-  using type = std::conditional_t<any<double>, double,
-                                  std::conditional_t<any<bf16>, bf16, std::conditional_t<any<f16>, f16, float>>>;
+  static constexpr int halves = (is_half<A> ? 1 : 0) + (is_half<B> ? 1 : 0) + (is_half<C> ? 1 : 0);
+  using Half = std::conditional_t<any<bf16>, bf16, f16>;
+  using type = std::conditional_t<any<double>, double, std::conditional_t<halves >= 2, Half, float>>;
 };
+
+/// A product of which one part alone has 16 bits: that part passes through float, in tiles of at most 256 rows or columns, and
+/// nothing else is rounded.
+template <class TA, class TB, class T>
+void widened_product(Cuda::Context& ctx, double alpha, Operand<TA> a, Operand<TB> b, double beta,
+                     MatrixView<T, Device> c) {
+  constexpr bool by_cols = is_half<TB>;
+  constexpr index_t tile = 256;
+  const index_t size = by_cols ? c.cols : c.rows;
+  for (index_t first = 0; first < size; first += tile) {
+    Arena<Device>::Mark mark(ctx.arena);
+    const index_t count = std::min(tile, size - first);
+    const auto part = by_cols ? c.col_range(first, count) : c.row_range(first, count);
+    const auto in_a = as_type<float>(ctx, by_cols ? a : a.rows_from(first, count));
+    const auto in_b = as_type<float>(ctx, by_cols ? b.cols_from(first, count) : b);
+    if constexpr (is_half<T>) {
+      auto sum = Cuda::temp<float>(ctx, part.rows, part.cols);
+      if (beta != 0) Cuda::copy(ctx, part, sum);
+      multiply<float>(ctx, alpha, in_a, in_b, beta, sum);
+      Cuda::copy(ctx, sum, part);
+    } else {
+      multiply<float>(ctx, alpha, in_a, in_b, beta, part);
+    }
+  }
+}
 
 }  // namespace cuda_detail
 
@@ -300,6 +336,8 @@ void Cuda::gemm(Context& ctx, double alpha, A left, B right, double beta, Matrix
   using TA = std::remove_const_t<std::remove_pointer_t<decltype(a.stored.data)>>;
   using TB = std::remove_const_t<std::remove_pointer_t<decltype(b.stored.data)>>;
   using N = typename cuda_detail::ProductType<TA, TB, T>::type;
+  if constexpr (std::is_same_v<N, float> && cuda_detail::ProductType<TA, TB, T>::halves == 1)
+    return cuda_detail::widened_product(ctx, alpha, a, b, beta, c);
   Arena<Device>::Mark mark(ctx.arena);
   const auto in_a = cuda_detail::as_type<N>(ctx, a), in_b = cuda_detail::as_type<N>(ctx, b);
   if constexpr (std::is_same_v<N, double> && !std::is_same_v<T, double>) {

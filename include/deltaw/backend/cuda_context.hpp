@@ -10,9 +10,11 @@
 
 namespace deltaw {
 
-/// What a context borrows; null members are made and owned by the context.
+/// What a context borrows; null members are made and owned by the context. What is borrowed gets back the settings that it
+/// had when the context dies.
 struct CudaOptions {
-  cudaStream_t stream = nullptr;
+  cudaStream_t stream =
+      nullptr;  ///< null: one of our own. The default streams are cudaStreamLegacy, cudaStreamPerThread
   cublasHandle_t cublas = nullptr;
   void* workspace = nullptr;  ///< device memory for temporaries; never grows when given
   std::size_t workspace_bytes = 0;
@@ -21,10 +23,13 @@ struct CudaOptions {
   bool allow_tf32 = false;  ///< float products may round their inputs to 10 bits of mantissa
 };
 
-/// How a replay of a captured step differs from the captured one. Zero steps and factor 1 outside of graphs.
+/// How a replay of a captured step differs from the captured one. As it stands here outside of graphs.
 struct CudaReplay {
   std::uint64_t steps = 0;          ///< added to the step of optimizer updates and of dropout's call
-  double learning_rate_factor = 1;  ///< multiplies the captured learning rates
+  double learning_rate_factor = 1;  ///< multiplies the captured learning rates, which must not be 0
+  double gradient_factor = 1;       ///< multiplies the captured 1 / loss scale
+  double threshold_factor = 1;      ///< multiplies the captured max_gradient_norm
+  std::uint64_t skip = 0;           ///< 1: optimizer updates do nothing
 };
 
 namespace cuda_detail {
@@ -46,12 +51,16 @@ class CudaContext {
   /// Waits until all that was enqueued is done: for the caller to call, we never do.
   void synchronize() { cuda_detail::check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
+  /// Whether what is enqueued now is recorded into a graph.
+  bool capturing() const {
+    cudaStreamCaptureStatus status{};
+    cuda_detail::check(cudaStreamIsCapturing(stream_, &status), "cudaStreamIsCapturing");
+    return status != cudaStreamCaptureStatusNone;
+  }
   /// To be called before each `cudaGraphLaunch` of a captured step, and with {} before steps that are not replayed. One
   /// small launch; throws StaleError inside a capture, where it would be frozen too.
   void set_replay(CudaReplay replay) {
-    cudaStreamCaptureStatus status{};
-    cuda_detail::check(cudaStreamIsCapturing(stream_, &status), "cudaStreamIsCapturing");
-    if (status != cudaStreamCaptureStatusNone)
+    if (capturing())
       raise<StaleError>("Cuda::Context.set_replay",
                         "stream: got one that is being captured, want it before the launch");
     cuda_detail::launch(stream_, dim3(1), 1, &cuda_detail::set_replay_kernel<CudaReplay>, replay, replay_.view().data);
@@ -65,6 +74,9 @@ class CudaContext {
   cudaStream_t stream_ = nullptr;
   cublasHandle_t cublas_ = nullptr;
   bool owns_stream_ = false, owns_cublas_ = false;
+  cudaStream_t stream_before_ = nullptr;  // of a borrowed handle, with its modes
+  cublasPointerMode_t pointers_before_{};
+  cublasMath_t math_before_{};
   void* own_cublas_workspace_ = nullptr;  // not a Tensor, which would write zeros into all of it
   Tensor<CudaReplay, Device> replay_;
 };
@@ -80,21 +92,35 @@ inline CudaContext::CudaContext(CudaOptions options)
   if (cublas_ == nullptr) {
     cuda_detail::check(cublasCreate(&cublas_), "cublasCreate");
     owns_cublas_ = true;
+  } else {
+    cuda_detail::check(cublasGetStream(cublas_, &stream_before_), "cublasGetStream");
+    cuda_detail::check(cublasGetPointerMode(cublas_, &pointers_before_), "cublasGetPointerMode");
+    cuda_detail::check(cublasGetMathMode(cublas_, &math_before_), "cublasGetMathMode");
   }
   cuda_detail::check(cublasSetStream(cublas_, stream_), "cublasSetStream");
   void* workspace = options.cublas_workspace;
   if (workspace == nullptr)
     workspace = own_cublas_workspace_ = Memory<Device>::allocate(options.cublas_workspace_bytes);
   cuda_detail::check(cublasSetWorkspace(cublas_, workspace, options.cublas_workspace_bytes), "cublasSetWorkspace");
-  cuda_detail::check(cublasSetMathMode(cublas_, options.allow_tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH),
-                     "cublasSetMathMode");
+  cuda_detail::check(cublasSetPointerMode(cublas_, CUBLAS_POINTER_MODE_HOST), "cublasSetPointerMode");
+  // Sums of 16-bit products stay in float, also where cuBLAS adds up parts of them.
+  const int math = (options.allow_tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH) |
+                   CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+  cuda_detail::check(cublasSetMathMode(cublas_, static_cast<cublasMath_t>(math)), "cublasSetMathMode");
   replay_.resize(1, 1);
   set_replay({});
 }
 
 inline CudaContext::~CudaContext() {
-  if (owns_stream_) cudaStreamSynchronize(stream_);  // what is under way may still use our memory
-  if (owns_cublas_) cublasDestroy(cublas_);
+  if (owns_stream_ || own_cublas_workspace_ != nullptr)
+    cudaStreamSynchronize(stream_);  // what is under way may still use our memory
+  if (owns_cublas_) {
+    cublasDestroy(cublas_);
+  } else {
+    cublasSetStream(cublas_, stream_before_);  // which also takes our workspace from it
+    cublasSetPointerMode(cublas_, pointers_before_);
+    cublasSetMathMode(cublas_, math_before_);
+  }
   if (own_cublas_workspace_ != nullptr) Memory<Device>::release(own_cublas_workspace_);
   if (owns_stream_) cudaStreamDestroy(stream_);
 }

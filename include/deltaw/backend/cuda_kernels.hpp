@@ -1,6 +1,6 @@
 #pragma once
-// The elementwise kernels of the Cuda backend. A block is 256 threads; short rows share one. Where every view allows it a
-// thread moves 16 bytes at a time. Arithmetic on 16-bit data is in float, as on the CPU.
+// The elementwise kernels of the Cuda backend. A block is 256 threads; short rows share one. `map` moves 16 bytes a
+// thread at a time where every view allows it. Arithmetic on 16-bit data is in float, as on the CPU.
 
 #include <cuda_runtime.h>
 
@@ -113,19 +113,23 @@ __global__ void row_dot_kernel(double scale, ConstMatrixView<A, Device> a, Const
   if (lane == 0 && i < a.rows) out.data[i] = T(static_cast<C>(out.data[i]) + static_cast<C>(scale) * sum);
 }
 
-/// out = in^T through a 32 x 32 tile, one column wider so that neither side of it collides in a bank.
+/// out = in^T through 32 x 32 tiles, one column wider so that neither side of it collides in a bank. A block takes every
+/// gridDim.y-th tile of its columns.
 template <class U, class T>
 __global__ void transpose_kernel(ConstMatrixView<U, Device> in, MatrixView<T, Device> out) {
   constexpr int tile = 32, lanes = block_size / tile;
   __shared__ compute_t<T> values[tile][tile + 1];
   const int x = static_cast<int>(threadIdx.x) % tile, y = static_cast<int>(threadIdx.x) / tile;
-  const index_t row = static_cast<index_t>(blockIdx.y) * tile, col = static_cast<index_t>(blockIdx.x) * tile;
-  for (int l = y; l < tile; l += lanes)
-    if (row + l < in.rows && col + x < in.cols)
-      values[l][x] = static_cast<compute_t<T>>(in.data[(row + l) * in.stride + col + x]);
-  __syncthreads();
-  for (int l = y; l < tile; l += lanes)
-    if (col + l < in.cols && row + x < in.rows) out.data[(col + l) * out.stride + row + x] = T(values[x][l]);
+  const index_t col = static_cast<index_t>(blockIdx.x) * tile, row_step = static_cast<index_t>(gridDim.y) * tile;
+  for (index_t row = static_cast<index_t>(blockIdx.y) * tile; row < in.rows; row += row_step) {
+    for (int l = y; l < tile; l += lanes)
+      if (row + l < in.rows && col + x < in.cols)
+        values[l][x] = static_cast<compute_t<T>>(in.data[(row + l) * in.stride + col + x]);
+    __syncthreads();
+    for (int l = y; l < tile; l += lanes)
+      if (col + l < in.cols && row + x < in.rows) out.data[(col + l) * out.stride + row + x] = T(values[x][l]);
+    __syncthreads();
+  }
 }
 
 __device__ inline RandomKey key_at(RandomKey key, const CudaReplay*) { return key; }

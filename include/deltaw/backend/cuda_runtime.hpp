@@ -35,14 +35,21 @@ inline void check(cublasStatus_t code, std::string_view call,
     raise_mismatch<DeviceError>(call, "status", static_cast<int>(code), "CUBLAS_STATUS_SUCCESS" + place(at));
 }
 
+/// A stream, and the place that launches on it, for the message of an error.
+struct Launcher {
+  cudaStream_t stream;
+  std::source_location place;
+  Launcher(cudaStream_t s, const std::source_location& at = std::source_location::current()) : stream(s), place(at) {}
+};
+
 /// Enqueues kernel(args...) on the stream. An ordinary template, so that no unit needs <<< >>>.
 template <class... Params, class... Args>
-void launch(cudaStream_t stream, dim3 grid, int block, void (*kernel)(Params...), Args&&... args) {
+void launch(const Launcher& on, dim3 grid, int block, void (*kernel)(Params...), Args&&... args) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(block));
-  config.stream = stream;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "cudaLaunchKernelEx");
+  config.stream = on.stream;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), "cudaLaunchKernelEx", on.place);
 }
 
 template <class T>
@@ -58,6 +65,13 @@ constexpr cudaDataType_t data_type() {
 /// Device memory by cudaMalloc, which may synchronise: it happens while tensors and arenas grow, never in steady state.
 template <>
 struct Memory<Device> {
+  /// Null where there is not enough.
+  static void* try_allocate(std::size_t bytes) noexcept {
+    void* p = nullptr;
+    if (cudaMalloc(&p, std::max<std::size_t>(bytes, 1)) == cudaSuccess) return p;
+    cudaGetLastError();  // it would come back from the next launch
+    return nullptr;
+  }
   static void* allocate(std::size_t bytes) {
     void* p = nullptr;
     cuda_detail::check(cudaMalloc(&p, std::max<std::size_t>(bytes, 1)), "cudaMalloc");

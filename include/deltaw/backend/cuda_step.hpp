@@ -1,27 +1,48 @@
 #pragma once
 // One optimizer step on a device. Gradients and updates are gathered into lists and launched together: three launches for
-// the norm and the decision, one for the updates, for up to 512 tensors. The host waits for nothing.
+// the norm and the decision, one for the updates; three more for every further 512 tensors. The host waits for nothing.
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <type_traits>
+#include <utility>
 #include <variant>
 
 #include "deltaw/backend/cuda_update.hpp"
 
 namespace deltaw {
 
-/// What an optimizer keeps on the device: the decision of its last step. Made at the first step.
+/// What an optimizer keeps on the device, the decision of its last step, and what the host knows of it. Made at the first
+/// step.
 class CudaStepState {
  public:
   cuda_detail::StepRecord* record() {
     if (record_.empty()) record_.resize(1, 1);
     return record_.view().data;
   }
-  bool empty() const { return record_.empty(); }
+  long settled() const { return settled_; }  ///< skipped steps that have been taken off Parameter::step
+
+  /// Steps count what was skipped for all parameters alike, so those of steps that are not settled must be the same ones.
+  void begin_step(std::uint64_t parameters) {
+    if (unsettled_ > 0 && parameters != parameters_)
+      raise<StaleError>(
+          "Optimizer.step",
+          "parameters: got others than in the steps before, want `settle` in between, or an optimizer each");
+    parameters_ = parameters;
+    ++unsettled_;
+  }
+  bool empty() const { return unsettled_ == 0; }
+  /// The host has heard that `skipped` steps were left out so far; returns how many it did not know of.
+  long settle(long skipped) {
+    unsettled_ = 0;
+    return skipped - std::exchange(settled_, skipped);
+  }
 
  private:
   Tensor<cuda_detail::StepRecord, Device> record_;
+  long settled_ = 0, unsettled_ = 0;
+  std::uint64_t parameters_ = 0;
 };
 
 namespace cuda_detail {
@@ -83,7 +104,7 @@ void launch_norm2(CudaContext& ctx, PendingTensors& pending, bool first, StepRec
 class CudaStep {
  public:
   CudaStep(CudaContext& ctx, CudaStepState& state, const StepPolicy& policy)
-      : ctx_(ctx), policy_(policy), record_(policy.needs_norm() ? state.record() : nullptr) {}
+      : ctx_(ctx), state_(state), policy_(policy), record_(policy.needs_norm() ? state.record() : nullptr) {}
   CudaStep(const CudaStep&) = delete;
   CudaStep& operator=(const CudaStep&) = delete;
 
@@ -96,18 +117,20 @@ class CudaStep {
     const auto gradient = parameter.grad.view();
     using T = std::remove_const_t<std::remove_pointer_t<decltype(gradient.data)>>;
     use(&CudaStep::flush_norms<T>);
+    parameters_ = (parameters_ ^ reinterpret_cast<std::uintptr_t>(gradient.data)) * 0x100000001b3u;
     cuda_detail::for_each_piece(gradient.rows, gradient.cols, gradient.contiguous(), [&](index_t row, index_t count) {
       add({nullptr, gradient.data + row * gradient.stride, nullptr, nullptr, count, 0, 0});
     });
   }
   StepReport decide() {
     if (record_ == nullptr) return {};
+    state_.begin_step(parameters_);
     flush();
     if (first_norm_) flush_norms<float>();  // nothing was measured: the norm is 0
     const cuda_detail::DevicePolicy policy{policy_.unscale, policy_.max_gradient_norm,
                                            policy_.skip_non_finite ? 1u : 0u};
     cuda_detail::launch(ctx_.stream(), dim3(1), 1, &cuda_detail::decide_kernel<cuda_detail::StepRecord>, policy,
-                        record_);
+                        ctx_.replay(), record_);
     return {.pending = true};
   }
 
@@ -117,11 +140,12 @@ class CudaStep {
     check_view("adamw", "gradient", gradient, value.rows, value.cols);
     check_view("adamw", "m", m, value.rows, value.cols);
     check_view("adamw", "v", v, value.rows, value.cols);
+    check_rate("adamw", u.learning_rate);
     use(&CudaStep::flush_adamw<T>, u);
     const bool contiguous = value.contiguous() && gradient.contiguous() && m.contiguous() && v.contiguous();
     cuda_detail::for_each_piece(value.rows, value.cols, contiguous, [&](index_t row, index_t count) {
       add({value.data + row * value.stride, gradient.data + row * gradient.stride, m.data + row * m.stride,
-           v.data + row * v.stride, count, u.step, 0});
+           v.data + row * v.stride, count, u.step + state_.settled(), 0});
     });
   }
   /// `momentum` may be empty.
@@ -130,11 +154,13 @@ class CudaStep {
            MatrixView<T, Device> momentum) {
     check_view("sgd", "gradient", gradient, value.rows, value.cols);
     if (!momentum.empty()) check_view("sgd", "momentum", momentum, value.rows, value.cols);
+    check_rate("sgd", u.learning_rate);
     use(&CudaStep::flush_sgd<T>, u);
     const bool contiguous = value.contiguous() && gradient.contiguous() && (momentum.empty() || momentum.contiguous());
     cuda_detail::for_each_piece(value.rows, value.cols, contiguous, [&](index_t row, index_t count) {
       add({value.data + row * value.stride, gradient.data + row * gradient.stride,
-           momentum.empty() ? nullptr : momentum.data + row * momentum.stride, nullptr, count, u.step, 0});
+           momentum.empty() ? nullptr : momentum.data + row * momentum.stride, nullptr, count,
+           u.step + state_.settled(), 0});
     });
   }
   /// Launches what is left.
@@ -156,6 +182,10 @@ class CudaStep {
     if (update_ != Update(u)) flush();
     use(flush_by);  // what is pending by another kernel is launched with its own numbers
     update_ = u;
+  }
+  void check_rate(std::string_view where, double rate) const {
+    if (rate == 0 && ctx_.capturing())
+      raise_mismatch<OptionError>(where, "learning_rate", rate, "not 0 in a capture: replays multiply it");
   }
   void add(const cuda_detail::UpdateTensor& tensor) {
     if (pending_.full()) (this->*flush_)();
@@ -192,29 +222,24 @@ class CudaStep {
   }
 
   CudaContext& ctx_;
+  CudaStepState& state_;
   StepPolicy policy_;
   cuda_detail::StepRecord* record_;
   cuda_detail::PendingTensors pending_;
   Flush flush_ = nullptr;
   Update update_;
   bool first_norm_ = true;
+  std::uint64_t parameters_ = 0xcbf29ce484222325u;  // a hash of what was measured
 };
 
-/// Waits for the stream and reads what the steps since the last call did.
+/// Waits for the stream and reads what the steps since the last call did; nothing where there were none.
 inline SettledSteps settle_steps(CudaContext& ctx, CudaStepState& state) {
   if (state.empty()) return {};
   cuda_detail::StepRecord record{};
   cuda_detail::check(cudaMemcpyAsync(&record, state.record(), sizeof record, cudaMemcpyDeviceToHost, ctx.stream()),
                      "cudaMemcpyAsync");
   ctx.synchronize();
-  const bool skipped = record.skip != 0;
-  SettledSteps settled{static_cast<long>(record.skipped), {.skipped = skipped}};
-  record.skipped = 0;
-  cuda_detail::check(cudaMemcpyAsync(state.record(), &record, sizeof record, cudaMemcpyHostToDevice, ctx.stream()),
-                     "cudaMemcpyAsync");
-  ctx.synchronize();
-  settled.last.gradient_norm = record.norm;
-  return settled;
+  return {state.settle(static_cast<long>(record.skipped)), {.skipped = record.skip != 0, .gradient_norm = record.norm}};
 }
 
 }  // namespace deltaw

@@ -1,7 +1,7 @@
 #pragma once
 // Kernels of an optimizer step over many tensors in one launch: the squared norm of all gradients, the decision that it
 // leads to, AdamW and SGD. The list of tensors travels in the arguments of the launch, so nothing is uploaded, and a graph
-// captures it. Explicit fma in the order of the Cpu's packets: the same bits.
+// captures it. The order of operations is that of the Cpu's packets, with explicit fma.
 
 #include <cmath>
 #include <cstdint>
@@ -18,7 +18,7 @@ struct UpdateTensor {
   const void* gradient;
   void *first, *second;  ///< the rule's state; null where it has none
   index_t count;
-  std::int64_t step;
+  std::int64_t step;  ///< counting the skipped steps, which the device takes off
   index_t first_block;
 };
 
@@ -41,7 +41,7 @@ struct StepRecord {
   double scale;  ///< of the gradients
   double norm2, norm;
   std::uint64_t skip;     ///< 1: the updates of this step do nothing
-  std::uint64_t skipped;  ///< steps left out since the host last asked
+  std::uint64_t skipped;  ///< steps left out so far
 };
 
 /// StepPolicy without its bool, whose padding would be unset bytes among the arguments.
@@ -141,42 +141,45 @@ __global__ void sum_norms_kernel(const double* partial, index_t count, std::uint
 
 /// From the norm to what the updates will do. One thread.
 template <class Record>
-__global__ void decide_kernel(DevicePolicy policy, Record* record) {
-  const double norm = std::sqrt(record->norm2) * policy.unscale;
+__global__ void decide_kernel(DevicePolicy policy, const CudaReplay* replay, Record* record) {
+  const double unscale = policy.unscale * replay->gradient_factor;
+  const double norm = std::sqrt(record->norm2) * unscale;
   const bool finite = norm - norm == 0;
   record->norm = norm;
-  record->scale = clipped_scale(policy.unscale, policy.max_gradient_norm, norm);
-  record->skip = policy.skip_non_finite != 0 && !finite ? 1 : 0;
+  record->scale = clipped_scale(unscale, policy.max_gradient_norm * replay->threshold_factor, norm);
+  record->skip = replay->skip != 0 || (policy.skip_non_finite != 0 && !finite) ? 1 : 0;
   record->skipped += record->skip;
 }
 
-/// The numbers of one update that depend on the step, and those that the device decides. `record` may be null.
+/// What the device knows of an update. `record` is null where no norm was asked for.
 struct StepNumbers {
   double learning_rate, gradient_scale, steps;
+  bool skip;
 };
 template <class Update>
 __device__ StepNumbers step_numbers(const Update& u, std::int64_t step, const StepRecord* record,
                                     const CudaReplay* replay) {
-  const auto further = static_cast<std::int64_t>(replay->steps);
-  const auto skipped = record == nullptr ? 0 : static_cast<std::int64_t>(record->skipped);
-  return {u.learning_rate * replay->learning_rate_factor,
-          record == nullptr ? u.gradient_scale : u.gradient_scale * record->scale,
-          static_cast<double>(step + further - skipped)};
+  const std::int64_t later = step + static_cast<std::int64_t>(replay->steps);
+  const double rate = u.learning_rate * replay->learning_rate_factor;
+  if (record == nullptr)
+    return {rate, u.gradient_scale * replay->gradient_factor, static_cast<double>(later), replay->skip != 0};
+  return {rate, u.gradient_scale * record->scale,
+          static_cast<double>(later - static_cast<std::int64_t>(record->skipped)), record->skip != 0};
 }
 
 /// Cpu's `adamw`, for every tensor of the list.
 template <class T, int N>
 __global__ void adamw_kernel(const __grid_constant__ TensorList<N> list, AdamWUpdate u, const StepRecord* record,
                              const CudaReplay* replay) {
-  if (record != nullptr && record->skip != 0) return;
   __shared__ T numbers[4];
   const UpdateTensor& tensor = tensor_of_block(list);
+  const StepNumbers now = step_numbers(u, tensor.step, record, replay);
+  if (now.skip) return;
   if (threadIdx.x == 0) {
-    const StepNumbers n = step_numbers(u, tensor.step, record, replay);
-    numbers[0] = T(-n.learning_rate / (1 - std::pow(u.beta1, n.steps)));
-    numbers[1] = T(1 / std::sqrt(1 - std::pow(u.beta2, n.steps)));
-    numbers[2] = T(1 - n.learning_rate * u.weight_decay);
-    numbers[3] = T(n.gradient_scale);
+    numbers[0] = T(-now.learning_rate / (1 - std::pow(u.beta1, now.steps)));
+    numbers[1] = T(1 / std::sqrt(1 - std::pow(u.beta2, now.steps)));
+    numbers[2] = T(1 - now.learning_rate * u.weight_decay);
+    numbers[3] = T(now.gradient_scale);
   }
   __syncthreads();
   const T step_size = numbers[0], root = numbers[1], shrink = numbers[2], scale = numbers[3], epsilon = T(u.epsilon);
@@ -212,9 +215,9 @@ struct SgdNumbers {
 template <class T, int N>
 __global__ void sgd_kernel(const __grid_constant__ TensorList<N> list, SgdNumbers u, const StepRecord* record,
                            const CudaReplay* replay) {
-  if (record != nullptr && record->skip != 0) return;
   const UpdateTensor& tensor = tensor_of_block(list);
   const StepNumbers numbers = step_numbers(u, tensor.step, record, replay);
+  if (numbers.skip) return;
   const bool begins = numbers.steps <= 1;
   const T rate = T(-numbers.learning_rate), scale = T(numbers.gradient_scale), mu = T(u.momentum);
   const T fresh = T(begins ? 1 : 1 - u.dampening), kept = T(begins ? 0 : u.momentum);

@@ -23,7 +23,7 @@ class InputDropout {
 
   bool on(const Call& call) const { return call.training && p_ > 0; }
 
-  /// f(D(X) rows, first row) for pieces of at most 256 rows; without dropout once, with X itself.
+  /// f(D(X) rows, first row) for pieces of at most B::tile_rows rows; without dropout once, with X itself.
   template <class F>
   void for_each_tile(Context& ctx, ConstMatrixView<Act, Space> x, const Call& call, F f) const {
     if (!on(call)) return f(x, index_t{0});
@@ -51,7 +51,7 @@ class InputDropout {
   }
 
  private:
-  static constexpr index_t tile = 256;
+  static constexpr index_t tile = B::tile_rows;
 
   CallKey key(const Call& call) const { return {key_, call.step, call.micro_batch}; }
   RandomOrigin origin(const Call& call, index_t row) const {

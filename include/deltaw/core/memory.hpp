@@ -1,5 +1,5 @@
 #pragma once
-// Owned memory: `Tensor` (owning, or bound to the user's bytes) and `Arena` (workspace that is rewound, never freed).
+// Owned memory: `Tensor` (owning, or bound to the user's bytes) and `Arena` (workspace that is rewound, and freed only when it grows).
 
 #include <algorithm>
 #include <cstddef>
@@ -21,8 +21,12 @@ struct Memory;
 
 template <>
 struct Memory<Host> {
+  /// Null where there is not enough.
+  static void* try_allocate(std::size_t bytes) noexcept {
+    return ::operator new (bytes, std::align_val_t{memory_alignment}, std::nothrow);
+  }
   static void* allocate(std::size_t bytes) {
-    void* p = ::operator new (bytes, std::align_val_t{memory_alignment}, std::nothrow);
+    void* p = try_allocate(bytes);
     if (p == nullptr) raise_mismatch<MemoryError>("Memory", "bytes", bytes, "no more than the machine has free");
     return p;
   }
@@ -189,7 +193,7 @@ class Arena {
   };
 
   // A block that does not fit lives on its own until the outermost mark ends, so that views already handed out never
-  // move; the next outermost mark then starts with one block that holds all.
+  // move; that end then makes one block that holds all, so the very next step allocates nothing.
   void* take_bytes(std::size_t bytes) {
     const std::size_t rounded = (bytes + memory_alignment - 1) / memory_alignment * memory_alignment;
     const std::size_t first = used_;
@@ -209,10 +213,14 @@ class Arena {
   }
   void end(std::size_t used) {
     used_ = used;
-    if (--depth_ == 0) release_overflow();
+    if (--depth_ > 0) return;
+    release_overflow();
+    if (borrowed_ || high_water_ <= capacity_) return;
+    if (void* fresh = Memory<Space>::try_allocate(high_water_)) adopt(fresh, high_water_);  // else `begin` tries again
   }
-  void grow(std::size_t bytes) {
-    auto* fresh = static_cast<std::byte*>(Memory<Space>::allocate(bytes));
+  void grow(std::size_t bytes) { adopt(Memory<Space>::allocate(bytes), bytes); }
+  void adopt(void* memory, std::size_t bytes) {
+    auto* fresh = static_cast<std::byte*>(memory);
     if (data_ != nullptr) Memory<Space>::release(data_);
     data_ = fresh;
     capacity_ = bytes;

@@ -182,8 +182,9 @@ void check_batch(std::string_view where, const BatchSteps& steps, MatrixView<T, 
   if (steps.count < 0) raise_mismatch<ShapeError>(where, "steps.count", steps.count, "0 or more");
   if (steps.a < 0) raise_mismatch<ShapeError>(where, "steps.a", steps.a, "0 or more");
   if (steps.b < 0) raise_mismatch<ShapeError>(where, "steps.b", steps.b, "0 or more");
-  if (steps.count > 1 && !c.empty() && (steps.c <= 0 || overlap(c, moved(c, steps.c))))
-    raise_mismatch<AliasError>(where, "steps.c", steps.c, "a step that keeps the outputs apart");
+  bool apart = steps.c > 0 || steps.count <= 1 || c.empty();
+  for (index_t k = 1; apart && !c.empty() && k < steps.count; ++k) apart = !overlap(c, moved(c, k * steps.c));
+  if (!apart) raise_mismatch<AliasError>(where, "steps.c", steps.c, "a step that keeps the outputs apart");
 }
 
 }  // namespace deltaw

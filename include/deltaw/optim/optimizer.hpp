@@ -118,7 +118,9 @@ struct LossScale {
   long growth_interval = 2000;
   long good_steps = 0;
 
+  /// A report that is still pending says nothing: give it what `Optimizer::settle` returns, once a step.
   void update(const StepReport& report) {
+    if (report.pending) return;
     if (!report.skipped && ++good_steps < growth_interval) return;
     const double changed = value * (report.skipped ? backoff : growth);
     if (changed > 0 && std::isfinite(changed)) value = changed;
