@@ -184,7 +184,7 @@ TEST_CASE("an arena hands out aligned, separate memory and takes it back at the 
   CHECK(arena.high_water() == 64 + 128 + 128);
 }
 
-TEST_CASE("an arena never moves what it has handed out; it grows at the next outermost mark") {
+TEST_CASE("an arena never moves what it has handed out; it grows as the outermost mark ends") {
   dw::Arena<> arena;
   {
     dw::Arena<>::Mark mark(arena);
@@ -196,8 +196,6 @@ TEST_CASE("an arena never moves what it has handed out; it grows at the next out
     CHECK(small(0, 3) == 42);
     CHECK(arena.capacity() == 0);
   }
-  CHECK(arena.capacity() == 0);
-  dw::Arena<>::Mark mark(arena);
   CHECK(arena.capacity() == arena.high_water());
   CHECK(arena.capacity() == 64 + 40000);
 }
