@@ -5,6 +5,7 @@
 
 #include "catch.hpp"
 #include "deltaw/deltaw.hpp"
+#include "message.hpp"
 
 namespace dw = deltaw;
 
@@ -82,4 +83,14 @@ TEST_CASE("a shard draws its part of the whole matrix, with the whole layer's fa
       values(dw::init::Kaiming{.seed = 1}, {17, 30, {.in_offset = 23, .in_total = 40}}, {.rank = 4}, dw::Role::Down);
   for (std::size_t i = 0; i < 4; ++i)
     for (std::size_t j = 0; j < 17; ++j) CHECK(part[i * 17 + j] == whole[i * 40 + 23 + j]);
+}
+
+TEST_CASE("Gaussian refuses a deviation that is none, before anything is drawn") {
+  dw::Cpu::Context ctx;
+  Lora lora({4, 3}, {.rank = 2});
+  for (const double bad : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()})
+    CHECK(deltaw_tests::message_of<dw::OptionError>([&] {
+            dw::init::Gaussian{.deviation = bad}(ctx, lora, dw::BaseRef<double, double, dw::Cpu>{});
+          }).starts_with("Gaussian: deviation: got "));
+  lora.for_each_parameter([](auto& p) { CHECK(p.version == 0); });
 }

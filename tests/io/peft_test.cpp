@@ -269,6 +269,29 @@ TEST_CASE("the scale of a run is not saved, alpha is", "[io][peft]") {
   CHECK(other.set.layer("blocks.0.query").adapter("default").scale() == 3);
 }
 
+TEST_CASE("an adapter that was swapped in is not saved under the options of the one before", "[io][peft]") {
+  const Scratch scratch;
+  Model model;
+  model.set.adapt(model.ctx, request({"query"}, {{"rank", "2"}}));
+  auto& layer = model.set.layer("blocks.0.query");
+  layer.swap(model.ctx, "default", deltaw::Lora<float, deltaw::Cpu>(layer.shape(), {.rank = 1}));
+  CHECK_THROWS_WITH(io::save_peft(model.set, "default", scratch / "adapter"),
+                    ContainsSubstring("layer 'blocks.0.query': got an adapter that was swapped in"));
+  CHECK(scratch.names().empty());
+}
+
+TEST_CASE("a rank above what a layer needs, once trained, is read back", "[io][peft]") {
+  const Scratch scratch;
+  Model model, other;
+  const deltaw::AdaptRequest wide = request({"query"}, {{"rank", "64"}, {"any_rank", "true"}});
+  model.set.adapt(model.ctx, wide);
+  io::save_peft(model.set, "default", scratch / "adapter");
+  io::load_peft(other.ctx, other.set, "default", scratch / "adapter");
+  io::load_peft(other.ctx, other.set, "default", scratch / "adapter");  // into what is there
+  io::load_peft(model.ctx, model.set, "default", scratch / "adapter");
+  CHECK(other.set.counts().trained == model.set.counts().trained);
+}
+
 TEST_CASE("tensors of other floating-point types are converted", "[io][peft]") {
   const Scratch scratch;
   Checkpoint checkpoint = valid(scratch);

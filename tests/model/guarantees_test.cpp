@@ -5,6 +5,7 @@
 
 #include "catch.hpp"
 #include "deltaw/model/adapter_set.hpp"
+#include "deltaw/optim/sgd.hpp"
 #include "message.hpp"
 
 namespace dw = deltaw;
@@ -174,4 +175,50 @@ TEST_CASE("views of negative size are refused before a BLAS sees them") {
   const dw::MatrixView<float> x(m.second.data(), -2, 4), y(m.bias.data(), -2, 3);
   CHECK(message_of<dw::ShapeError>([&] { base.forward(m.ctx, x, y); }) ==
         "DenseLinear.forward: x.rows (tokens): got -2, want 0 or more");
+}
+
+TEST_CASE("what is subtracted must be what was added: a step while merged is found at unmerge") {
+  for (auto mode : {dw::MergeMode::Subtract, dw::MergeMode::KeepCopy}) {
+    Model m;
+    m.set.adapt(m.ctx, m.request());
+    m.fill_up();
+    const auto before = m.first;
+    m.set.merge(m.ctx, mode);
+    const auto merged = m.first;
+    dw::Optimizer<dw::Sgd>(dw::Sgd{.learning_rate = 0.1}).step(m.ctx, m.set);
+    if (mode == dw::MergeMode::KeepCopy) {
+      m.set.unmerge(m.ctx);
+      CHECK(m.first == before);
+      continue;
+    }
+    CHECK(message_of<dw::StaleError>([&] { m.set.unmerge(m.ctx); }) ==
+          "AdaptedLinear.unmerge: parameters: got ones changed since merge, want those that were added, or "
+          "MergeMode::KeepCopy");
+    CHECK(m.first == merged);
+    CHECK(m.set.layer("a.q").merged());
+  }
+}
+
+TEST_CASE("an adapter is removed from every layer, and its name is free again") {
+  Model m;
+  m.set.adapt(m.ctx, m.request());
+  m.set.adapt(m.ctx, m.request("other"));
+  m.set.merge(m.ctx, dw::MergeMode::KeepCopy);
+  CHECK(message_of<dw::StaleError>([&] { m.set.remove("default"); }) ==
+        "AdapterSet.remove: layer 'a.q': got a merged one, want unmerge first");
+  CHECK(m.set.layer("a.q").adapter_count() == 2);
+  m.set.unmerge(m.ctx);
+  m.set.remove("default");
+  CHECK_FALSE(m.set.has("default"));
+  CHECK(m.set.layer("b.q").adapter_count() == 1);
+  CHECK(m.set.counts().trained == 2 * 2 * (4 + 3));
+  CHECK_NOTHROW(m.set.adapt(m.ctx, m.request()));
+  CHECK(message_of<dw::NameError>([&] { m.set.remove("nosuch"); }) ==
+        "AdapterSet: adapter: got 'nosuch', want the name of an earlier `adapt`");
+}
+
+TEST_CASE("a negative count of frozen parameters is refused") {
+  Model m;
+  CHECK(message_of<dw::OptionError>([&] { m.set.add_frozen_count(-5); }) ==
+        "AdapterSet.add_frozen_count: count: got -5, want 0 or more");
 }

@@ -280,3 +280,17 @@ TEST_CASE("schedules refuse options that make no sense, by name") {
   CHECK(message_of<dw::OptionError>([] { Schedule{.total_steps = 5}(-1); }) ==
         "Schedule: step: got -1, want 0 or more");
 }
+
+TEST_CASE("a step refuses the same set twice, and a rule that was made wrong by hand") {
+  Cpu::Context ctx;
+  Bag<double> bag, other;
+  bag.add("w", 1, 2, 1), other.add("v", 1, 2, 2);
+  const State before(bag);
+  Optimizer<AdamW> optimizer;
+  CHECK(message_of<dw::AliasError>([&] { optimizer.step(ctx, bag, other, bag); }) ==
+        "Optimizer.step: parameters: got the same set twice, want each once");
+  optimizer.rule().learning_rate = not_a_number;
+  CHECK(message_of<dw::OptionError>([&] { optimizer.step(ctx, bag); }) ==
+        "AdamW: learning_rate: got nan, want finite and 0 or more");
+  CHECK(State(bag) == before);
+}

@@ -1,6 +1,7 @@
 #pragma once
 // PEFT's init_lora_weights = "gaussian": A ~ N(0, 1/rank^2), B = 0 (or a deviation of the caller's).
 
+#include "deltaw/core/options.hpp"
 #include "deltaw/init/kaiming.hpp"
 
 namespace deltaw::init {
@@ -11,6 +12,7 @@ struct Gaussian {
 
   template <class A, class Base>
   void operator()(typename A::Backend::Context& ctx, A& adapter, const Base&) const {
+    check_not_negative("Gaussian", "deviation", deviation);
     const auto origin = RandomOrigin{0, static_cast<std::uint64_t>(adapter.shape().shard.in_offset)};
     fill_down_zero_up(ctx, adapter, seed, [&](auto& p, RandomKey key) {
       const double sigma = deviation > 0 ? deviation : 1 / static_cast<double>(p.value.rows());

@@ -53,6 +53,10 @@ void save_peft(const AdapterSet<P, B, Act>& set, std::string_view adapter_name, 
   const std::string config = peft_config_text(detail::config_of(set, adapter_name, info));
   for (const Selected& s : set.selected(adapter_name)) {
     detail::check_whole("save_peft", s.name, set.layer(s.name).shape());
+    if (set.layer(s.name).swapped(adapter_name))
+      raise<StaleError>("save_peft", "layer " + quote(s.name) +
+                                         ": got an adapter that was swapped in, want the one that " +
+                                         "`adapt` made, whose options the file would name");
     if (s.role == ModuleRole::Save && set.layer(s.name).merged())
       raise_mismatch<StaleError>("save_peft", "layer " + quote(s.name), "a merged layer", "unmerge first");
   }
@@ -124,6 +128,8 @@ AdaptRequest request_of(const PeftConfig& config, std::string_view adapter, cons
                        .options = config.options,
                        .targets = config.targets,
                        .heads = {}};
+  if (std::none_of(request.options.begin(), request.options.end(), [](auto& o) { return o.first == "any_rank"; }))
+    request.options.emplace_back("any_rank", "true");  // whoever trained it has decided; the tensors' shapes must fit
   request.targets.modules_to_save = layers_to_save(config.targets.modules_to_save, set, reader);
   const auto [rank, alpha] = standard_rank_and_alpha(config);
   Names adapted;

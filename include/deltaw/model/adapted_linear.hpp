@@ -2,6 +2,7 @@
 // A frozen linear layer with named adapters on it: composition, merging, enabling, run-time scale, hot swap.
 
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,7 +43,7 @@ class AdaptedLinear {
   void add(Context& ctx, std::string name, Adapter adapter) {
     check_add(name, adapter);
     if (adapter.trains_base()) adapter.bind_weight(ctx, base_.weight, base_.bias);
-    entries_.push_back({std::move(name), std::move(adapter), true});
+    entries_.push_back({std::move(name), std::move(adapter)});
   }
   /// Throws what `add` would, and changes nothing.
   void check_add(std::string_view name, const Adapter& adapter) const {
@@ -62,6 +63,11 @@ class AdaptedLinear {
     e.adapter.for_each_parameter([&](const auto& p) { owner = p.owner; });
     adapter.for_each_parameter([&](auto& p) { p.owner = owner; });
     e.adapter = std::move(adapter);
+    e.swapped = true;
+  }
+  /// Whether `swap` has put another adapter there than was added.
+  bool swapped(std::string_view name) const {
+    return const_cast<AdaptedLinear*>(this)->entry("AdaptedLinear.swapped", name).swapped;
   }
   void remove(std::string_view name) {
     check_unmerged("AdaptedLinear.remove");
@@ -128,15 +134,20 @@ class AdaptedLinear {
       if (adds_delta(entries_[done])) entries_[done].adapter.merge(ctx, base_, base_.weight, base_.bias);
     undo.keep();
     merged_ = true;
+    merged_version_ = version_of_deltas();
   }
   /// Throws what `merge` would, and changes nothing.
   void check_merge(Context& ctx) {
     check_unmerged("AdaptedLinear.merge");
     for_each_enabled([&](Entry& e) { check_mergeable(ctx, e); });
   }
-  /// Undoes `merge`, by the copy or by subtraction, as was chosen then.
+  /// Undoes `merge`, by the copy or by subtraction, as was chosen then. What is subtracted must be what was added: throws
+  /// StaleError, with nothing changed, where a parameter has changed since.
   void unmerge(Context& ctx) {
     if (!merged_) raise<StaleError>("AdaptedLinear.unmerge", "state: got a layer that is not merged, want merge first");
+    if (mode_ == MergeMode::Subtract && merged_version_ != version_of_deltas())
+      raise<StaleError>("AdaptedLinear.unmerge",
+                        "parameters: got ones changed since merge, want those that were added, or MergeMode::KeepCopy");
     take_back(ctx, entries_.size());
     merged_ = false;
   }
@@ -169,10 +180,15 @@ class AdaptedLinear {
   struct Entry {
     std::string name;
     Adapter adapter;
-    bool enabled;
+    bool enabled = true, swapped = false;
   };
 
   static bool adds_delta(const Entry& e) { return e.enabled && !e.adapter.trains_base(); }
+  std::uint64_t version_of_deltas() const {
+    std::uint64_t sum = 0;
+    for (const Entry& e : entries_) sum += adds_delta(e) ? version_of(e.adapter) : 0;
+    return sum;
+  }
   // The weight as it was before the first `count` entries were merged.
   void take_back(Context& ctx, std::size_t count) {
     if (mode_ == MergeMode::KeepCopy) {
@@ -231,6 +247,7 @@ class AdaptedLinear {
   Dense base_;
   std::vector<Entry> entries_;
   bool merged_ = false;
+  std::uint64_t merged_version_ = 0;
   MergeMode mode_ = MergeMode::KeepCopy;
   Tensor<Act, Space> weight_copy_, bias_copy_;
 };

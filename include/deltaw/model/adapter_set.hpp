@@ -66,7 +66,10 @@ class AdapterSet {
     return p;
   }
   /// Parameters of the model that this set knows nothing of, for the counts.
-  void add_frozen_count(index_t count) { frozen_ += count; }
+  void add_frozen_count(index_t count) {
+    if (count < 0) raise_mismatch<OptionError>("AdapterSet.add_frozen_count", "count", count, "0 or more");
+    frozen_ += count;
+  }
 
   /// Puts adapters on the layers that `request` selects, initialised by `init(ctx, adapter, base)`, and lists them. All is
   /// checked before anything changes: throws NameError where a target or pattern matches nothing, OptionError for options.
@@ -104,6 +107,17 @@ class AdapterSet {
     requests_.push_back(std::move(request));
     selections_.push_back(selected);
     return selected;
+  }
+
+  /// Takes the adapters of that name off all layers; none if one is merged.
+  void remove(std::string_view name) {
+    const std::size_t index = request_index(name);
+    for (const Selected& s : selections_[index])
+      if (layer(s.name).merged())
+        raise<StaleError>("AdapterSet.remove", "layer " + quoted(s.name) + ": got a merged one, want unmerge first");
+    for (const Selected& s : selections_[index]) layer(s.name).remove(name);
+    requests_.erase(requests_.begin() + static_cast<std::ptrdiff_t>(index));
+    selections_.erase(selections_.begin() + static_cast<std::ptrdiff_t>(index));
   }
 
   Layer& layer(std::string_view name) {

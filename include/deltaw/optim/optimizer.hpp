@@ -2,7 +2,9 @@
 // One optimizer step over the parameters of any number of adapters or sets: detect non-finite gradients, unscale, clip by
 // the global norm, then apply a rule to each parameter. The rule (AdamW, Sgd, ...) is a policy for one parameter.
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 
@@ -39,6 +41,8 @@ class Optimizer {
     static_assert(
         std::is_same_v<typename First::Backend::StepState, typename B::StepState>,
         "deltaw: the optimizer is of another backend than the parameters: Optimizer<AdamW, Cuda>, for example");
+    rule_.check();
+    check_distinct<const void*>({&first, &rest...});
     for_each_trained([](const auto& p) { check_gradient(p); }, first, rest...);
     const StepPolicy policy{1 / loss_scale_, options_.max_gradient_norm, options_.skip_non_finite};
     typename First::Backend::Step step(ctx, state_, policy);
@@ -92,6 +96,13 @@ class Optimizer {
       if (p.trained) f(p);
     };
     (parameters.for_each_parameter(trained), ...);
+  }
+  // As an initializer_list, so that no memory is taken.
+  template <class Address>
+  static void check_distinct(std::initializer_list<Address> sets) {
+    for (auto a = sets.begin(); a != sets.end(); ++a)
+      if (std::find(a + 1, sets.end(), *a) != sets.end())
+        raise<AliasError>("Optimizer.step", "parameters: got the same set twice, want each once");
   }
   template <class Param>
   static void check_gradient(const Param& p) {
