@@ -185,12 +185,16 @@ class Run {
     const dw::Schedule rate{
         .peak = options_.learning_rate, .warmup_steps = options_.steps / 20, .total_steps = options_.steps};
     optimizer_.set_learning_rate(rate(step_));
-    dw::zero_grad(ctx, model_.set());
-    model_.set().prepare(ctx);
+    const dw::StepInfo step{.step = step_, .total_steps = options_.steps, .learning_rate = rate(step_)};
+    auto& set = model_.set();
+    dw::zero_grad(ctx, set);
+    set.begin_step(ctx, step);
+    set.prepare(ctx);
     const double loss =
         model_.accumulate_gradients(batch_.patches(), batch_.labels(), {.step = static_cast<std::uint64_t>(step_)});
-    model_.set().finish(ctx);
-    optimizer_.step(ctx, model_.set());
+    set.finish(ctx);
+    set.regularize(ctx);
+    if (!optimizer_.step(ctx, set).skipped) set.after_step(ctx, step);
     ++step_;
     return loss;
   }

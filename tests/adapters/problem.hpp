@@ -1,11 +1,14 @@
 #pragma once
 // One adapter with everything around it: guarded buffers with odd strides, a dense base, random values, an oracle.
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "adapters.hpp"
@@ -48,19 +51,75 @@ struct Sizes {
   bool base_bias = true;
 };
 
-/// The adapter of `Row` over backend B, on random data. The values of one seed are the same for every type.
-template <class Row, class P, class B, class Act = P>
+/// One option set of one row, without its type: the suite is compiled once a backend and scalar, not once a method.
+template <class P, class B, class Act = P>
+struct Case {
+  using Any = dw::AnyAdapter<P, B, Act>;
+  std::string method, label;
+  bool first = false;  ///< of its row
+  bool identity_at_init = false, mergeable = false;
+  std::vector<std::string> held_fixed;
+  std::function<Any(dw::LinearShape)> make;
+  std::function<Matrix(const OracleInput&)> oracle;
+  std::function<void(const Any&, std::map<std::string, Matrix>&)> add_inputs;
+  std::function<dw::index_t(dw::LinearShape)> parameter_count;
+  std::function<Cost(double tokens, double in, double out)> forward_cost, backward_cost;
+};
+
+template <class Row, class P, class B, class Act>
+void add_cases(std::vector<Case<P, B, Act>>& cases) {
+  using A = typename Row::template Method<P, B, Act>;
+  using Options = typename A::Options;
+  bool first = true;
+  for (const auto& variant : Row::template variants<Options>()) {
+    const Options o = variant.options;
+    auto& c = cases.emplace_back();
+    c.method = A::method;
+    c.label = variant.label;
+    c.first = std::exchange(first, false);
+    c.identity_at_init = Row::identity_at_init;
+    c.mergeable = Row::mergeable;
+    static_assert(
+        !Row::mergeable || requires { &A::delta_weight; },
+        "a row that is mergeable wants delta_weight, merge and unmerge");
+    c.held_fixed = variant.held_fixed;
+    c.make = [o](dw::LinearShape shape) { return dw::AnyAdapter<P, B, Act>(A(shape, o)); };
+    c.oracle = [o](const OracleInput& in) { return Row::oracle(in, o); };
+    c.add_inputs = [](const dw::AnyAdapter<P, B, Act>& any, std::map<std::string, Matrix>& inputs) {
+      if constexpr (requires(const A& a) { Row::add_inputs(a, inputs); })
+        Row::add_inputs(*any.template get<A>(), inputs);
+    };
+    c.parameter_count = [o](dw::LinearShape shape) { return A::parameter_count(shape, o); };
+    c.forward_cost = [o](double tokens, double in, double out) {
+      return Row::template forward_cost<P>(tokens, in, out, o);
+    };
+    c.backward_cost = [o](double tokens, double in, double out) {
+      return Row::template backward_cost<P>(tokens, in, out, o);
+    };
+  }
+}
+/// Every option set of every row.
+template <class P, class B, class Act = P>
+const std::vector<Case<P, B, Act>>& all_cases() {
+  static const auto cases = [] {
+    std::vector<Case<P, B, Act>> list;
+    std::apply([&](auto... rows) { (add_cases<decltype(rows)>(list), ...); }, Rows{});
+    return list;
+  }();
+  return cases;
+}
+
+/// An adapter over backend B, on random data. The values of one seed are the same for every type.
+template <class P, class B, class Act = P>
 struct Problem {
-  using Adapter = typename Row::template Method<P, B, Act>;
-  using Options = typename Adapter::Options;
-  using RowType = Row;
   using Space = typename B::Space;
+  using Adapter = dw::AnyAdapter<P, B, Act>;
   template <class T>
   using View = dw::MatrixView<T, Space>;
   static constexpr dw::index_t gap = 3;  // no row begins where vectors like it
 
   Sizes sizes;
-  Options options;
+  Case<P, B, Act> row;
   typename B::Context ctx;
   Guarded<Act, Space> x, w, bias, y, dy, dx;
   Matrix dy_before;
@@ -68,9 +127,9 @@ struct Problem {
   Adapter adapter;
   typename Adapter::Saved saved;
 
-  explicit Problem(Sizes s, Options o = Row::template variants<Options>().front().options, unsigned seed = 1)
+  Problem(Sizes s, const Case<P, B, Act>& c, unsigned seed = 1)
       : sizes(s),
-        options(o),
+        row(c),
         x(s.tokens, s.in, gap),
         w(s.out, s.in, gap),
         bias(1, s.out, gap),
@@ -78,15 +137,15 @@ struct Problem {
         dy(s.tokens, s.out, gap),
         dx(s.tokens, s.in, gap),
         base(w.view(), s.base_bias ? bias.view() : View<Act>{}),
-        adapter(base.shape, o) {
+        adapter(c.make(base.shape)) {
     std::mt19937 random(seed);
     for (auto* g : {&x, &w, &bias, &dy, &dx}) fill_random(g->view(), random);
     bind();
-    adapter.for_each_parameter([&](auto& p) {
+    dw::attach(ctx, adapter, base);
+    adapter.for_each_parameter([&](auto& p) {  // after attach, which may set some
       fill_random(p.value.view(), random);
       p.changed();
     });
-    dw::attach(ctx, adapter, base);
     dw::prepare(ctx, adapter, base);
     dy_before = to_matrix(dy.view());
     saved.call = {.training = true, .step = 3, .micro_batch = 1};
@@ -94,8 +153,7 @@ struct Problem {
 
   /// The weight that methods like full fine-tuning train.
   void bind() {
-    if constexpr (requires { adapter.bind_weight(ctx, w.view(), w.view()); })
-      adapter.bind_weight(ctx, base.weight, base.bias);
+    if (adapter.trains_base()) adapter.bind_weight(ctx, base.weight, base.bias);
   }
 
   template <class T>
@@ -133,7 +191,8 @@ struct Problem {
     OracleInput in{.x = to_matrix(x.view()), .w = to_matrix(w.view()), .call = saved.call};
     in.bias = sizes.base_bias ? to_matrix(bias.view()) : Matrix(1, sizes.out);
     adapter.for_each_parameter([&](auto& p) { in.parameters[p.name] = to_matrix(p.value.view()); });
-    return Row::oracle(in, options);
+    row.add_inputs(adapter, in.parameters);
+    return row.oracle(in);
   }
   /// sum(dY o Y) of the present values: its gradient is what backward computes.
   double loss() {
@@ -177,7 +236,9 @@ template <class Prob>
 std::map<std::string, Matrix> numeric_gradients(Prob& problem) {
   std::map<std::string, Matrix> gradients;
   problem.adapter.for_each_parameter([&](auto& p) {
-    if (p.trained) gradients[p.name] = problem.central_differences(p.value.view());
+    const auto& fixed = problem.row.held_fixed;
+    if (p.trained && std::find(fixed.begin(), fixed.end(), p.name) == fixed.end())
+      gradients[p.name] = problem.central_differences(p.value.view());
   });
   gradients["dX"] = problem.central_differences(problem.x.view());
   problem.loss();
@@ -196,9 +257,9 @@ std::map<std::string, Matrix> analytic_gradients(Prob& problem, bool overwriting
   gradients["dX"] = to_matrix(problem.dx.view());
   return gradients;
 }
-/// The largest relative error over all tensors; NaN stays NaN, so `worst <= tolerance` fails on it.
+/// The largest relative error over all tensors of `want`; NaN stays NaN, so `worst <= tolerance` fails on it.
 inline double worst_error(const std::map<std::string, Matrix>& got, const std::map<std::string, Matrix>& want) {
-  double worst = got.size() == want.size() ? 0 : std::nan("");
+  double worst = want.empty() ? std::nan("") : 0;
   for (const auto& [name, matrix] : want) {
     const double e = got.contains(name) ? relative_error(got.at(name), matrix) : std::nan("");
     if (!(e <= worst)) worst = e;

@@ -8,24 +8,19 @@ namespace {
 
 template <class P, class Act>
 void cuda_equals_cpu(double tolerance) {
+  const auto& host = all_cases<P, dw::Cpu, Act>();
+  const auto& device = all_cases<P, dw::Cuda, Act>();
   for (const Sizes sizes : {Sizes{37, 24, 18}, Sizes{300, 9, 7}})
-    for_each_row([&](auto row) {
-      using Row = decltype(row);
-      using OnCpu = Problem<Row, P, dw::Cpu, Act>;
-      using OnCuda = Problem<Row, P, dw::Cuda, Act>;
-      const auto host = Row::template variants<typename OnCpu::Options>();
-      const auto device = Row::template variants<typename OnCuda::Options>();
-      for (std::size_t v = 0; v < host.size(); ++v) {
-        INFO((OnCpu::Adapter::method) << ", " << host[v].label);
-        OnCpu want(sizes, host[v].options);
-        OnCuda got(sizes, device[v].options);
-        want.forward();
-        got.forward();
-        CHECK(relative_error(got.y.view(), to_matrix(want.y.view())) <= tolerance);
-        CHECK(worst_error(analytic_gradients(got), analytic_gradients(want)) <= tolerance);
-        CHECK(got.guards_intact());
-      }
-    });
+    for (std::size_t v = 0; v < host.size(); ++v) {
+      INFO(host[v].method << ", " << host[v].label);
+      Problem<P, dw::Cpu, Act> want(sizes, host[v]);
+      Problem<P, dw::Cuda, Act> got(sizes, device[v]);
+      want.forward();
+      got.forward();
+      CHECK(relative_error(got.y.view(), to_matrix(want.y.view())) <= tolerance);
+      CHECK(worst_error(analytic_gradients(got), analytic_gradients(want)) <= tolerance);
+      CHECK(got.guards_intact());
+    }
 }
 
 }  // namespace

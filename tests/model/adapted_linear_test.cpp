@@ -284,7 +284,7 @@ TEST_CASE("AdaptedLinear: names and shapes that do not fit are refused") {
   CHECK(message_of<dw::ShapeError>([&] { a.layer.swap(a.ctx, "first", wide); }) ==
         "AdaptedLinear.swap: adapter.shape: got 7 -> 8, want 7 -> 6");
   CHECK(message_of<dw::OptionError>([&] { a.layer.set_scale("first", std::nan("")); }) ==
-        "Lora.set_scale: scale: got nan, want a finite number");
+        "Lora: scale: got nan, want a finite number");
   CHECK(a.layer.adapter_count() == 2);
 }
 
@@ -319,7 +319,7 @@ TEST_CASE("AdaptedLinear: backward wants the Saved of this layer's forward") {
   Layer::Saved fresh;
   fresh.adapters.resize(2);
   CHECK(message_of<dw::ShapeError>([&] { a.layer.backward(a.ctx, a.x.view(), a.dy.view(), a.dx.view(), fresh); }) ==
-        "Lora.backward: dy.rows (tokens of the forward): got 5, want 0");
+        "Lora: dy.rows (tokens of the forward): got 5, want 0");
 }
 
 TEST_CASE("AdaptedLinear: one Saved serves adapters of other types and ranks, one after the other") {
@@ -344,7 +344,7 @@ TEST_CASE("AdaptedLinear: an adapter enabled between forward and backward finds 
   a.forward();
   a.layer.enable("first", true);
   CHECK(message_of<dw::ShapeError>([&] { a.layer.backward(a.ctx, a.x.view(), a.dy.view(), a.dx.view(), a.saved); }) ==
-        "Lora.backward: dy.rows (tokens of the forward): got 5, want 0");
+        "Lora: dy.rows (tokens of the forward): got 5, want 0");
 }
 
 TEST_CASE("AdaptedLinear: a merge takes the trained values of a 16-bit weight, though prepare was not called") {

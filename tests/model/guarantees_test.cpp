@@ -110,7 +110,7 @@ TEST_CASE("backward_input is for a backward without dx, once; a dx of rows but n
   decltype(lora)::Saved saved;
   dw::Tensor<float> x(2, 4), y(2, 3), dy(2, 3), dx(2, 4);
   const auto stale = [&] { lora.backward_input(m.ctx, {}, dx.view(), saved); };
-  const std::string want = "Lora.backward_input: saved.h: got none, want a backward without dx just before";
+  const std::string want = "Lora: saved.h: got none, want a backward without dx just before backward_input";
   lora.forward(m.ctx, {}, x.view(), y.view(), saved);
   lora.backward(m.ctx, {}, x.view(), dy.view(), dx.view(), saved);
   CHECK(message_of<dw::StaleError>(stale) == want);
@@ -119,7 +119,7 @@ TEST_CASE("backward_input is for a backward without dx, once; a dx of rows but n
   CHECK(message_of<dw::StaleError>(stale) == want);
   const dw::MatrixView<float> null(nullptr, 2, 4);
   CHECK(message_of<dw::ShapeError>([&] { lora.backward(m.ctx, {}, x.view(), dy.view(), null, saved); }) ==
-        "Lora.backward: dx.data (pointer): got null, want memory for 8");
+        "Lora: dx.data (pointer): got null, want memory for 8");
 }
 
 TEST_CASE("full fine-tuning: no initializer touches the weight, a copy trains nothing until bound, rebinding forgets") {

@@ -4,9 +4,11 @@
 //   backward  parameter gradients +=, dx += the adapter's part, dy becomes the gradient of the *base's* output, in place.
 // It stands before the base's own dx += dy W. An engine that overwrites dx passes an empty dx to `backward` and calls
 // `backward_input` after its product. Accumulating into one adapter is for one thread at a time; forward is const.
-// A step is: prepare, forward and backward of any number of calls, finish, optimizer, zero_grad.
+// A step is: begin_step, prepare, forward and backward of any number of calls, finish, regularize, optimizer, after_step,
+// zero_grad. What a method does not have costs nothing: the free functions of these names then do nothing.
 
 #include <concepts>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -34,7 +36,8 @@ concept HasParameters = requires(A& a, const A& c, detail::AnyVisitor f) {
 };
 
 /// Options, Saved, forward, backward, backward_input, for_each_parameter, shape, reads_input_in_backward. All else is
-/// optional and found by `requires`: attach, prepare, finish, pair, scale, delta_weight, merge, unmerge, bind_weight.
+/// optional and found by `requires`: initialize, attach, prepare, finish, pair, scale, delta_weight, merge, unmerge,
+/// bind_weight, and, static and for all layers of the method together, begin_step, regularize, after_step.
 template <class A>
 concept Adapter = HasParameters<A> &&
     requires(A& a, const A& c, typename A::Backend::Context& ctx, typename A::Saved& saved,
@@ -68,6 +71,24 @@ void finish(Context& ctx, A& adapter, const Base& base) {
   if constexpr (requires(const typename A::Base& b) { adapter.finish(ctx, b); })
     adapter.finish(ctx, typename A::Base(base));
 }
+/// Before the step's `prepare`, for all layers of one method together: which ranks take part in this step.
+template <class A>
+void begin_step(typename A::Backend::Context& ctx, std::span<A* const> layers, const StepInfo& step) {
+  if constexpr (requires { A::begin_step(ctx, layers, step); }) A::begin_step(ctx, layers, step);
+}
+/// Between `finish` and the optimizer: a method's own penalties add to the gradients and, where `loss` (1 x 1) is given,
+/// their value to it.
+template <class A>
+void regularize(typename A::Backend::Context& ctx, std::span<A* const> layers,
+                MatrixView<typename A::Scalar, typename A::Backend::Space> loss = {}) {
+  if constexpr (requires { A::regularize(ctx, layers, loss); }) A::regularize(ctx, layers, loss);
+}
+/// After the optimizer and before `zero_grad`: gates are shrunk, ranks are dropped, moved between layers, or grown. It may
+/// wait for the device.
+template <class A>
+void after_step(typename A::Backend::Context& ctx, std::span<A* const> layers, const StepInfo& step) {
+  if constexpr (requires { A::after_step(ctx, layers, step); }) A::after_step(ctx, layers, step);
+}
 /// Whether the method trains the base's own weight (`bind_weight`): no initializer may touch that.
 template <class A>
 bool trains_base(const A& adapter) {
@@ -82,7 +103,9 @@ bool trains_base(const A& adapter) {
 /// All gradients to zero.
 template <HasParameters A>
 void zero_grad(typename A::Backend::Context& ctx, A& parameters) {
-  parameters.for_each_parameter([&](auto& p) { A::Backend::fill(ctx, p.grad.view(), 0); });
+  parameters.for_each_parameter([&](auto& p) {
+    if (!p.grad.empty()) A::Backend::fill(ctx, p.grad.view(), 0);
+  });
 }
 
 /// Number of values in parameters that are trained.

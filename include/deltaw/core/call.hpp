@@ -40,4 +40,11 @@ struct Call {
   std::span<const int> row_ids = {};  ///< which adapter each row uses, for banks of adapters
 };
 
+/// Where training stands, for methods that follow a schedule.
+struct StepInfo {
+  long step = 0;         ///< counted from 0, of the optimizer step that is about to be taken or was just taken
+  long total_steps = 0;  ///< 0: not known; methods whose schedule needs it refuse that
+  double learning_rate = 0;
+};
+
 }  // namespace deltaw

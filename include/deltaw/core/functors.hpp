@@ -40,4 +40,13 @@ struct Scale {
   }
 };
 
+/// scale a b.
+struct ScaledProduct {
+  double scale = 1;
+  template <class X, class Y, class Z>
+  DELTAW_HD X operator()(X, Y a, Z b) const {
+    return static_cast<X>(scale) * static_cast<X>(a) * static_cast<X>(b);
+  }
+};
+
 }  // namespace deltaw

@@ -1,6 +1,7 @@
 #pragma once
 // What an optimizer, a checkpoint or a test sees of an adapter: named values with their gradients.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -25,7 +26,8 @@ struct Slot {
   Tensor<T, Space> value;
 };
 
-/// Ranks [first, first + count) that an optimizer may touch; count < 0 means all.
+/// Ranks [first, first + count) that backward and optimizers may touch, along the parameter's rank axis (of a core: its
+/// columns); count < 0 means all from `first`.
 struct Window {
   index_t first = 0;
   index_t count = -1;
@@ -49,6 +51,32 @@ struct Parameter {
   Parameter(std::string name_, Role role_, RankAxis axis, index_t rows, index_t cols)
       : name(std::move(name_)), role(role_), rank_axis(axis), value(rows, cols), grad(rows, cols) {}
 
+  /// One whose values are saved but which nothing trains: it has no gradient.
+  static Parameter frozen(std::string name, Role role, RankAxis axis, index_t rows, index_t cols) {
+    Parameter p;
+    p.name = std::move(name);
+    p.role = role;
+    p.rank_axis = axis;
+    p.value.resize(rows, cols);
+    p.trained = false;
+    return p;
+  }
+
+  /// Where backward adds: made, and zero, at first use for what was frozen and is trained now.
+  MatrixView<T, Space> gradient() {
+    const bool fits = grad.rows() == value.rows() && grad.cols() == value.cols();
+    return fits ? grad.view() : grad.resize(value.rows(), value.cols());
+  }
+  /// The ranks of `whole` (the value, the gradient, or a slot of the same shape) that an optimizer may touch.
+  template <class View>
+  View trained_part(View whole) const {
+    if (window.count < 0 && window.first == 0) return whole;
+    const bool rows = rank_axis == RankAxis::Rows;
+    const index_t ranks = rows ? whole.rows : whole.cols;
+    const index_t first = std::min(window.first, ranks);
+    const index_t count = window.count < 0 ? ranks - first : std::min(window.count, ranks - first);
+    return rows ? whole.row_range(first, count) : whole.col_range(first, count);
+  }
   void changed() { ++version; }
   /// "layer.name", or the name alone where no AdapterSet has named the layer.
   std::string full_name() const { return owner.empty() ? name : owner + "." + name; }
@@ -61,6 +89,14 @@ struct Parameter {
     return slots.back().value;
   }
 };
+
+/// The ranks of `p` that are trained, of the first `active`.
+template <class T, class Space>
+Window trained_ranks(const Parameter<T, Space>& p, index_t active) {
+  const index_t first = std::min(p.window.first, active);
+  const index_t all = active - first;
+  return {first, p.window.count < 0 ? all : std::min(p.window.count, all)};
+}
 
 /// The two factors of a plain low-rank pair, dW = scale * up * down, for optimizers that need both (LoRA-Pro).
 template <class T, class Space = Host>

@@ -16,7 +16,7 @@ struct Gaussian {
     const auto origin = RandomOrigin{0, static_cast<std::uint64_t>(adapter.shape().shard.in_offset)};
     fill_down_zero_up(ctx, adapter, seed, [&](auto& p, RandomKey key) {
       const double sigma = deviation > 0 ? deviation : 1 / static_cast<double>(p.value.rows());
-      A::Backend::fill_normal(ctx, key, origin, sigma, p.value.view());
+      fill_gaussian<typename A::Backend>(ctx, p, sigma, key, origin);
     });
   }
 };

@@ -181,7 +181,7 @@ std::vector<PeftEntry> entries_to_be(const AdapterSet<P, B, Act>& set, const Ada
   for (const Selected& s : selected) {
     const auto& base = set.layer(s.name).base();
     if (s.role == ModuleRole::Adapt) {
-      const auto adapter = method.make(base.shape, request.options, {s.rank, s.alpha, name_hash(s.name)});
+      const auto adapter = method.make(base.shape, request.options, {s.rank, s.alpha, name_hash(s.name)}, nullptr);
       adapter.for_each_parameter([&](const auto& p) { entries.push_back(entry_of(s.name, p)); });
       continue;
     }

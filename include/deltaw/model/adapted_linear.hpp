@@ -77,6 +77,9 @@ class AdaptedLinear {
     check_unmerged("AdaptedLinear.enable");
     entry("AdaptedLinear.enable", name).enabled = on;
   }
+  bool enabled(std::string_view name) const {
+    return const_cast<AdaptedLinear*>(this)->entry("AdaptedLinear.enabled", name).enabled;
+  }
   void set_scale(std::string_view name, double scale) {
     check_unmerged("AdaptedLinear.set_scale");
     entry("AdaptedLinear.set_scale", name).adapter.set_scale(scale);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,6 +43,7 @@ class AdapterSet {
   using Context = typename B::Context;
   using Layer = AdaptedLinear<P, B, Act>;
   using Dense = DenseLinear<Act, Act, B>;
+  using Any = AnyAdapter<P, B, Act>;
 
   /// Declares a linear layer of the model; the order is that of reports and checkpoints.
   Layer& add_layer(std::string name, Dense base) {
@@ -88,12 +90,16 @@ class AdapterSet {
     if (!defaults.alpha && !request.targets.alpha_pattern.empty())
       raise_mismatch<OptionError>("AdapterSet.adapt", "alpha_pattern", "one for method " + quoted(request.method),
                                   "none: the method has no alpha");
-    std::vector<AnyAdapter<P, B, Act>> made;
+    std::vector<LinearShape> shapes;
+    for (const Selected& s : selected)
+      if (s.role == ModuleRole::Adapt) shapes.push_back(layer(s.name).shape());
+    const auto shared = method.share(ctx, shapes, request.options);
+    std::vector<Any> made;
     for (const Selected& s : selected) {
       const LinearShape shape = layer(s.name).shape();
       made.push_back(s.role == ModuleRole::Save
                          ? make_adapter<P, B, Act>("full", shape, {})
-                         : method.make(shape, request.options, {s.rank, s.alpha, name_hash(s.name)}));
+                         : method.make(shape, request.options, {s.rank, s.alpha, name_hash(s.name)}, shared));
       layer(s.name).check_add(request.name, made.back());
       if (made.back().trains_base()) continue;  // starts as the weight that `add` binds it to
       init(ctx, made.back(), layer(s.name).base());
@@ -139,6 +145,16 @@ class AdapterSet {
   }
   void finish(Context& ctx) {
     for (auto& l : layers_) l->finish(ctx);
+  }
+  /// The hooks of a step for all layers of each method together, see core/adapter.hpp.
+  void begin_step(Context& ctx, const StepInfo& step) {
+    for_each_group([&](auto layers) { Any::begin_step(ctx, layers, step); });
+  }
+  void regularize(Context& ctx, MatrixView<P, Space> loss = {}) {
+    for_each_group([&](auto layers) { Any::regularize(ctx, layers, loss); });
+  }
+  void after_step(Context& ctx, const StepInfo& step) {
+    for_each_group([&](auto layers) { Any::after_step(ctx, layers, step); });
   }
   /// Merges every layer, or none if one refuses.
   void merge(Context& ctx, MergeMode mode) {
@@ -212,6 +228,17 @@ class AdapterSet {
       if (p->name == name) return true;
     return false;
   }
+  // f(the enabled adapters of one request), in memory that is kept from step to step.
+  template <class F>
+  void for_each_group(F f) {
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      group_.clear();
+      for (const Selected& s : selections_[i])
+        if (s.role == ModuleRole::Adapt && layer(s.name).enabled(requests_[i].name))
+          group_.push_back(&layer(s.name).adapter(requests_[i].name));
+      f(std::span<Any* const>(group_));
+    }
+  }
   const AdaptRequest* find_request(std::string_view name) const {
     for (const auto& r : requests_)
       if (r.name == name) return &r;
@@ -228,6 +255,7 @@ class AdapterSet {
   std::vector<std::unique_ptr<Parameter<P, Space>>> extra_;
   std::vector<AdaptRequest> requests_;
   std::vector<std::vector<Selected>> selections_;
+  std::vector<Any*> group_;
   index_t frozen_ = 0;
 };
 

@@ -5,9 +5,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "deltaw/base/base_ref.hpp"
 #include "deltaw/core/adapter.hpp"
@@ -57,9 +60,22 @@ class AnyAdapter {
   void backward_input(Context& ctx, const Base& base, MatrixView<Act, Space> dx, Saved& saved) const {
     self_->backward_input(ctx, base, dx, saved);
   }
+  /// The initial values of the method's paper, for methods that have others than LoRA's; says whether this is one.
+  bool initialize(Context& ctx, std::uint64_t seed) { return self_->initialize(ctx, seed); }
   void attach(Context& ctx, const Base& base) { self_->attach(ctx, base); }
   void prepare(Context& ctx, const Base& base) { self_->prepare(ctx, base); }
   void finish(Context& ctx, const Base& base) { self_->finish(ctx, base); }
+
+  /// The hooks for all layers of one method together: throws UnsupportedError where they are of more than one.
+  static void begin_step(Context& ctx, std::span<AnyAdapter* const> layers, const StepInfo& step) {
+    if (check_group(layers)) layers.front()->self_->begin_step(ctx, layers, step);
+  }
+  static void regularize(Context& ctx, std::span<AnyAdapter* const> layers, MatrixView<P, Space> loss = {}) {
+    if (check_group(layers)) layers.front()->self_->regularize(ctx, layers, loss);
+  }
+  static void after_step(Context& ctx, std::span<AnyAdapter* const> layers, const StepInfo& step) {
+    if (check_group(layers)) layers.front()->self_->after_step(ctx, layers, step);
+  }
 
   /// The plain low-rank pair of methods that are one; nothing for the rest.
   std::optional<Pair<P, Space>> pair() { return self_->pair(); }
@@ -111,6 +127,17 @@ class AnyAdapter {
  private:
   using VisitParameter = void (*)(void*, Param&);
 
+  static bool check_group(std::span<AnyAdapter* const> layers) {
+    for (const AnyAdapter* layer : layers)
+      if (layer->self_->type() != layers.front()->self_->type())
+        raise<UnsupportedError>("AnyAdapter", std::string("layers: got methods '")
+                                                  .append(layers.front()->method_name())
+                                                  .append("' and '")
+                                                  .append(layer->method_name())
+                                                  .append("' together, want layers of one method"));
+    return !layers.empty();
+  }
+
   // An address per type stands for RTTI, which users may have switched off.
   template <class A>
   static const void* type_id() {
@@ -126,9 +153,13 @@ class AnyAdapter {
     virtual void backward(Context&, const Base&, ConstMatrixView<Act, Space>, MatrixView<Act, Space>,
                           MatrixView<Act, Space>, Saved&) = 0;
     virtual void backward_input(Context&, const Base&, MatrixView<Act, Space>, Saved&) const = 0;
+    virtual bool initialize(Context&, std::uint64_t) = 0;
     virtual void attach(Context&, const Base&) = 0;
     virtual void prepare(Context&, const Base&) = 0;
     virtual void finish(Context&, const Base&) = 0;
+    virtual void begin_step(Context&, std::span<AnyAdapter* const>, const StepInfo&) = 0;
+    virtual void regularize(Context&, std::span<AnyAdapter* const>, MatrixView<P, Space>) = 0;
+    virtual void after_step(Context&, std::span<AnyAdapter* const>, const StepInfo&) = 0;
     virtual std::optional<Pair<P, Space>> pair() = 0;
     virtual bool can_scale() const = 0;
     virtual bool can_merge() const = 0;
@@ -166,9 +197,22 @@ class AnyAdapter {
     void backward_input(Context& ctx, const Base& base, Y dx, Saved& saved) const override {
       adapter.backward_input(ctx, base, dx, typed(saved));
     }
+    bool initialize([[maybe_unused]] Context& ctx, [[maybe_unused]] std::uint64_t seed) override {
+      if constexpr (requires { adapter.initialize(ctx, seed); }) return adapter.initialize(ctx, seed), true;
+      return false;
+    }
     void attach(Context& ctx, const Base& base) override { deltaw::attach(ctx, adapter, base); }
     void prepare(Context& ctx, const Base& base) override { deltaw::prepare(ctx, adapter, base); }
     void finish(Context& ctx, const Base& base) override { deltaw::finish(ctx, adapter, base); }
+    void begin_step(Context& ctx, std::span<AnyAdapter* const> layers, const StepInfo& step) override {
+      deltaw::begin_step<A>(ctx, typed_group(layers), step);
+    }
+    void regularize(Context& ctx, std::span<AnyAdapter* const> layers, MatrixView<P, Space> loss) override {
+      deltaw::regularize<A>(ctx, typed_group(layers), loss);
+    }
+    void after_step(Context& ctx, std::span<AnyAdapter* const> layers, const StepInfo& step) override {
+      deltaw::after_step<A>(ctx, typed_group(layers), step);
+    }
     std::optional<Pair<P, Space>> pair() override {
       if constexpr (requires { adapter.pair(); }) return adapter.pair();
       return std::nullopt;
@@ -227,6 +271,14 @@ class AnyAdapter {
       held.call = saved.call;
       return held;
     }
+    // The typed adapters of a group, in memory that is kept from step to step.
+    std::span<A* const> typed_group(std::span<AnyAdapter* const> layers) {
+      group_.clear();
+      for (AnyAdapter* layer : layers) group_.push_back(layer->template get<A>());
+      return group_;
+    }
+    std::vector<A*> group_;
+
     [[noreturn]] static void missing(std::string_view member) {
       raise<UnsupportedError>("AnyAdapter", std::string(member)
                                                 .append(": got method '")

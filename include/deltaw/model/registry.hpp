@@ -5,6 +5,7 @@
 #include <array>
 #include <charconv>
 #include <concepts>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -75,9 +76,13 @@ Options read_options(std::string_view method, std::span<const OptionText> texts)
 /// A method that can be made by name.
 template <class P, class B, class Act = P>
 struct MethodEntry {
+  using Shared = std::shared_ptr<const void>;
   std::string_view name;
   std::string_view summary;
-  AnyAdapter<P, B, Act> (*make)(LinearShape, std::span<const OptionText>, const LayerOptions&);
+  /// `shared` is what `share` made for all layers, or null.
+  AnyAdapter<P, B, Act> (*make)(LinearShape, std::span<const OptionText>, const LayerOptions&, const Shared& shared);
+  /// What layers of these shapes have in common (frozen random bases); null for most methods.
+  Shared (*share)(typename B::Context&, std::span<const LinearShape>, std::span<const OptionText>);
   LayerOptions (*defaults)(
       std::span<const OptionText>);  ///< rank and alpha that the options give; empty if it has none
 };
@@ -88,12 +93,25 @@ constexpr auto method_entry(std::string_view summary) {
   using B = typename A::Backend;
   using Act = typename A::Activation;
   using Options = typename A::Options;
-  constexpr auto make = [](LinearShape shape, std::span<const OptionText> texts, const LayerOptions& layer) {
+  using Shared = std::shared_ptr<const void>;
+  constexpr auto make = [](LinearShape shape, std::span<const OptionText> texts, const LayerOptions& layer,
+                           [[maybe_unused]] const Shared& shared) {
     auto options = registry_detail::read_options<Options>(A::method, texts);
     if constexpr (requires { options.rank; }) options.rank = layer.rank.value_or(options.rank);
     if constexpr (requires { options.alpha; }) options.alpha = layer.alpha.value_or(options.alpha);
     if constexpr (requires { options.layer; }) options.layer = layer.layer;
-    return AnyAdapter<P, B, Act>(A(shape, options));
+    if constexpr (requires { typename A::Shared; }) {
+      return AnyAdapter<P, B, Act>(A(shape, options, std::static_pointer_cast<const typename A::Shared>(shared)));
+    } else {
+      return AnyAdapter<P, B, Act>(A(shape, options));
+    }
+  };
+  constexpr auto share = []([[maybe_unused]] typename B::Context& ctx,
+                            [[maybe_unused]] std::span<const LinearShape> shapes,
+                            std::span<const OptionText> texts) -> Shared {
+    [[maybe_unused]] const auto options = registry_detail::read_options<Options>(A::method, texts);
+    if constexpr (requires { typename A::Shared; }) return A::make_shared(ctx, shapes, options);
+    return nullptr;
   };
   constexpr auto defaults = [](std::span<const OptionText> texts) {
     LayerOptions layer;
@@ -102,7 +120,7 @@ constexpr auto method_entry(std::string_view summary) {
     if constexpr (requires { options.alpha; }) layer.alpha = options.alpha;
     return layer;
   };
-  return MethodEntry<P, B, Act>{A::method, summary, make, defaults};
+  return MethodEntry<P, B, Act>{A::method, summary, make, share, defaults};
 }
 
 /// Every method, a line each.
@@ -125,11 +143,11 @@ MethodEntry<P, B, Act> find_method(std::string_view name) {
   raise_mismatch<NameError>("find_method", "method", std::string("'").append(name).append("'"), "one of " + known);
 }
 
-/// An adapter by name. Throws NameError for an unknown method and OptionError for an unknown or bad option.
+/// An adapter by name; one with shared bases gets its own at `attach`. Throws NameError for an unknown method and OptionError for an unknown or bad option.
 template <class P, class B, class Act = P>
 AnyAdapter<P, B, Act> make_adapter(std::string_view method, LinearShape shape, std::span<const OptionText> options,
                                    const LayerOptions& layer = {}) {
-  return find_method<P, B, Act>(method).make(shape, options, layer);
+  return find_method<P, B, Act>(method).make(shape, options, layer, nullptr);
 }
 
 }  // namespace deltaw

@@ -34,7 +34,8 @@ struct AdamW {
                         .step = p.step};
     auto m = p.slot("exp_avg").view();  // made before v: a new slot may move the other
     auto v = p.slot("exp_avg_sq").view();
-    step.adamw(u, p.value.view(), std::as_const(p.grad).view(), m, v);
+    step.adamw(u, p.trained_part(p.value.view()), p.trained_part(std::as_const(p.grad).view()), p.trained_part(m),
+               p.trained_part(v));
   }
 };
 

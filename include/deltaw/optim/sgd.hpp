@@ -39,9 +39,9 @@ struct Sgd {
                       .decoupled = decoupled,
                       .gradient_scale = step.gradient_scale(),
                       .step = p.step};
-    auto value = p.value.view();
-    auto buffer = momentum > 0 ? p.slot("momentum_buffer").view() : decltype(value){};
-    step.sgd(u, value, std::as_const(p.grad).view(), buffer);
+    auto value = p.trained_part(p.value.view());
+    auto buffer = momentum > 0 ? p.trained_part(p.slot("momentum_buffer").view()) : decltype(value){};
+    step.sgd(u, value, p.trained_part(std::as_const(p.grad).view()), buffer);
   }
 };
 
