@@ -32,6 +32,7 @@ void add_options(CLI::App& app, Settings& s) {
   app.add_option("--alpha", o.alpha, "LoRA's alpha, where a method has one: dW = alpha / rank * B A")
       ->capture_default_str();
   number("--dropout", o.dropout, "Of the adapter's input, where a method has it", CLI::Range(0.0, 0.999));
+  app.add_flag("--norms", o.norms, "Train the norms with the method, as PEFT's modules_to_save does");
   app.add_option("--targets", o.targets,
                  "Layers that get the method, by the last parts of their names, as in PEFT: "
                  "query,value; the default is every linear layer")
@@ -96,6 +97,7 @@ finetune::Options saved_options(const CLI::App& app, const Settings& s) {
                                                        {"--rank", "rank"},
                                                        {"--alpha", "alpha"},
                                                        {"--dropout", "dropout"},
+                                                       {"--norms", "norms"},
                                                        {"--steps", "steps"},
                                                        {"--targets", "targets"},
                                                        {"--option", "method_options"},

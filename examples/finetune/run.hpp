@@ -33,6 +33,7 @@ struct Options {
   index_t rank = 4;
   double alpha = 16;
   double dropout = 0;
+  bool norms = false;                     ///< train the norms with the method, as PEFT's modules_to_save does
   std::vector<std::string> targets = {};  ///< layers that get the method, by PEFT's rules; empty: all linear layers
   std::vector<dw::OptionText> method_options = {};  ///< further options of the method
   long steps = 600;
@@ -46,7 +47,7 @@ struct Options {
   std::string base = DELTAW_SOURCE_DIR "/examples/vit/base.safetensors";
 };
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Options, method, rank, alpha, dropout, targets, method_options, steps, batch,
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Options, method, rank, alpha, dropout, norms, targets, method_options, steps, batch,
                                    learning_rate, weight_decay, seed, images, held_out, data, base)
 
 /// What training cost.
@@ -61,6 +62,11 @@ inline constexpr const char* options_file = "options.json";
 inline constexpr const char* weights_file = "model.safetensors";
 
 inline bool trains(const Options& o) { return o.method != "frozen"; }
+
+inline vit::Rest rest_of(const Options& o) {
+  if (o.method == "full") return vit::Rest::Trained;
+  return o.norms ? vit::Rest::Norms : vit::Rest::Frozen;
+}
 
 /// The request to the AdapterSet; rank, alpha and dropout go to methods that have them.
 inline dw::AdaptRequest request_of(const Options& o) {
@@ -93,7 +99,7 @@ class Run {
   Run(Options options, const examples::LabelledImages& images)
       : options_(std::move(options)),
         images_(images),
-        model_({}, options_.method == "full" ? vit::Rest::Trained : vit::Rest::Frozen),
+        model_({}, rest_of(options_)),
         optimizer_({.weight_decay = options_.weight_decay}, {.max_gradient_norm = 1}) {
     vit::load_weights(model_, options_.base);
     bytes_before_ = examples::allocated_bytes();

@@ -24,8 +24,8 @@ struct Shape {
   index_t classes = 10;
 };
 
-/// Whether the norms and the position embedding are trained. The linear layers are the AdapterSet's business.
-enum class Rest { Frozen, Trained };
+/// What is trained of the norms and the position embedding. The linear layers are the AdapterSet's business.
+enum class Rest { Frozen, Norms, Trained };
 
 template <class T>
 class Vit {
@@ -39,7 +39,7 @@ class Vit {
     const index_t width = shape.width;
     patch_embed_ = add_linear("patch_embed", shape.patch_pixels, width);
     position_ = add_tensor("position_embedding", shape.tokens, width);
-    position_parameter_ = add_rest("position_embedding", position_);
+    position_parameter_ = add_rest("position_embedding", position_, rest_ == Rest::Trained);
     for (index_t i = 0; i < shape.blocks; ++i) {
       const std::string name = "blocks." + std::to_string(i) + ".";
       Block& b = blocks_.emplace_back();
@@ -178,8 +178,8 @@ class Vit {
     return tensors_.emplace(name, dw::Tensor<T>(rows, cols)).first->second.view();
   }
   // The parameter of a weight that is no linear layer's, or null while that is frozen.
-  dw::Parameter<T>* add_rest(const std::string& name, View<T> value) {
-    if (rest_ == Rest::Trained) return &set_.add_parameter(name, value);
+  dw::Parameter<T>* add_rest(const std::string& name, View<T> value, bool trained) {
+    if (trained) return &set_.add_parameter(name, value);
     set_.add_frozen_count(value.size());
     return nullptr;
   }
@@ -191,8 +191,8 @@ class Vit {
     Norm norm;
     norm.gain = add_tensor(name + ".weight", 1, shape_.width);
     norm.bias = add_tensor(name + ".bias", 1, shape_.width);
-    norm.gain_parameter = add_rest(name + ".weight", norm.gain);
-    norm.bias_parameter = add_rest(name + ".bias", norm.bias);
+    norm.gain_parameter = add_rest(name + ".weight", norm.gain, rest_ != Rest::Frozen);
+    norm.bias_parameter = add_rest(name + ".bias", norm.bias, rest_ != Rest::Frozen);
     norm.order = next_order_++;
     return norm;
   }
@@ -206,6 +206,7 @@ class Vit {
       });
     };
     visit(patch_embed_), visit(head_);
+    if (rest_ == Rest::Norms) lowest = std::min(lowest, blocks_.empty() ? norm_.order : blocks_.front().norm1.order);
     for (const Block& b : blocks_)
       for (const Linear& l : {b.query, b.key, b.value, b.output, b.fc1, b.fc2}) visit(l);
     return lowest;

@@ -85,11 +85,13 @@ struct Layer {
     lora.for_each_parameter([&](auto& p) { Bag<float, Cuda>::fill(p.value, seed++); });
     saved.call.training = true;
   }
+  void prepare() { dw::prepare(ctx, lora, base); }
   void forward() { lora.forward(ctx, base, x.view(), y.view(), saved); }
   void backward() { lora.backward(ctx, base, x.view(), dy.view(), dx.view(), saved); }
   void step(std::uint64_t number, double rate) {
     saved.call.step = number;
     optimizer.set_learning_rate(rate);
+    prepare();
     base.forward(ctx, x.view(), y.view());
     forward();
     dw::zero_grad(ctx, lora);
@@ -367,6 +369,7 @@ TEST_CASE("what a replay changes cannot be changed inside a capture") {
 TEST_CASE("a step launches its products and little more") {
   const auto count = [](auto& layer, auto part) {
     layer.step(0, 0.1);
+    layer.prepare();
     layer.ctx.synchronize();
     return Graph(layer.ctx, part).launches();
   };
@@ -375,9 +378,27 @@ TEST_CASE("a step launches its products and little more") {
   CHECK(count(single, [&] { single.backward(); }) == 4);  // 4 products
   CHECK(count(single, [&] { single.optimizer.step(single.ctx, single.lora); }) == 4);
   CHECK(count(single, [&] { dw::zero_grad(single.ctx, single.lora); }) == 2);
-  Layer<dw::bf16> narrow(0);
-  CHECK(count(narrow, [&] { narrow.forward(); }) == 2 + 2);   // A and B rounded to 16 bits
-  CHECK(count(narrow, [&] { narrow.backward(); }) == 4 + 2);  // again
+  Layer<dw::bf16> narrow(0), dropped(0.5);
+  CHECK(count(narrow, [&] { narrow.prepare(); }) == 2);  // A and B rounded to 16 bits, once a step
+  CHECK(count(narrow, [&] { narrow.forward(); }) == 2);
+  CHECK(count(narrow, [&] { narrow.backward(); }) == 4);
+  CHECK(count(dropped, [&] { dropped.forward(); }) == 2 + 1);   // D(X)
+  CHECK(count(dropped, [&] { dropped.backward(); }) == 4 + 2);  // D(X) again, and D' into dX
+}
+
+TEST_CASE("16-bit products take the factors as they are, prepared or not") {
+  Layer<dw::bf16> prepared(0), unprepared(0);
+  prepared.prepare();
+  for (auto* layer : {&prepared, &unprepared}) layer->forward(), layer->backward();
+  CHECK(prepared.bits() == unprepared.bits());
+  for (auto* layer : {&prepared, &unprepared})
+    layer->lora.for_each_parameter([&](auto& p) {
+      Cuda::fill(layer->ctx, p.value.view(), 0.25);
+      p.changed();  // what was rounded before is not used
+    });
+  for (auto* layer : {&prepared, &unprepared}) layer->forward(), layer->backward();
+  CHECK(prepared.bits() == unprepared.bits());
+  CHECK(Graph(prepared.ctx, [&] { prepared.forward(); }).launches() == 4);
 }
 
 TEST_CASE("a context works on the caller's stream, handle and memory, and says what it lacks") {

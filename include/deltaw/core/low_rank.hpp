@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "deltaw/core/adapter.hpp"
@@ -119,14 +120,25 @@ class LowRank {
     Tensor<Between, Space> h;  ///< s M'(dY B), kept only between a `backward` without dx and its `backward_input`
   };
 
+  /// Rounds A and B once a step where the backend's products want 16-bit operands. Left out, each call rounds them: the
+  /// same bits, more launches. A captured graph must hold it if any step does.
+  void prepare(Context& ctx, const Base&) {
+    if constexpr (rounds) {
+      a_rounded_.update(ctx, a_);
+      b_rounded_.update(ctx, b_);
+    }
+  }
+
   void forward(Context& ctx, const Base&, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y, Saved& saved) const {
     check_call(name_, shape_, x, "x", y, "y");
     typename Arena<Space>::Mark mark(ctx.arena);
+    const auto a = factor_of(ctx, a_, a_rounded_).row_range(0, active_);
+    const auto b = factor_of(ctx, b_, b_rounded_).col_range(0, active_);
     auto z = saved.z.resize(x.rows, active_);
     dropout_.for_each_tile(ctx, x, saved.call, [&](auto xd, index_t first) {
-      B::gemm(ctx, outer_scale(), xd, t(down()), 0, z.row_range(first, xd.rows));  // Z = D(X) A^T
+      B::gemm(ctx, outer_scale(), xd, t(a), 0, z.row_range(first, xd.rows));  // Z = D(X) A^T
     });
-    B::gemm(ctx, 1, between(ctx, z), t(up()), 1, y);  // Y += V B^T
+    B::gemm(ctx, 1, between(ctx, z), t(b), 1, y);  // Y += V B^T
   }
 
   /// x may be empty where `reads_input_in_backward()` is false; dx may be empty, see core/adapter.hpp.
@@ -134,6 +146,7 @@ class LowRank {
                 MatrixView<Act, Space> dx, Saved& saved) {
     check_backward(x, dy, dx, saved);
     typename Arena<Space>::Mark mark(ctx.arena);
+    const auto b = factor_of(ctx, b_, b_rounded_).col_range(0, active_);
     auto h = !is_given(dx) ? saved.h.resize(dy.rows, active_) : B::template temp<Between>(ctx, dy.rows, active_);
     const auto z = std::as_const(saved.z).view();
     if (b_.trained) {
@@ -143,13 +156,13 @@ class LowRank {
     }
     if constexpr (middle_exists) {
       auto dv = B::template temp<Between>(ctx, dy.rows, active_);
-      B::gemm(ctx, 1, dy, up(), 0, dv);
+      B::gemm(ctx, 1, dy, b, 0, dv);
       middle_.backward(ctx, scale_, z, ConstMatrixView<Between, Space>(dv), h);
     } else {
-      B::gemm(ctx, scale_, dy, up(), 0, h);  // H = s M'(dY B)
+      B::gemm(ctx, scale_, dy, b, 0, h);  // H = s M'(dY B)
     }
     if (is_given(dx)) {
-      dropout_.add_product(ctx, h, down(), dx, saved.call);  // dX += D'(H A)
+      add_input_gradient(ctx, h, dx, saved.call);
       saved.h.resize(0, 0);
     }
     if (!a_.trained) return;
@@ -165,7 +178,8 @@ class LowRank {
     if (saved.h.empty() && !dx.empty())
       raise<StaleError>(name_, "saved.h: got none, want a backward without dx just before backward_input");
     check_view(name_, "dx", dx, saved.h.rows(), shape_.in_features, "tokens", "in_features");
-    dropout_.add_product(ctx, std::as_const(saved.h).view(), down(), dx, saved.call);
+    typename Arena<Space>::Mark mark(ctx.arena);
+    add_input_gradient(ctx, std::as_const(saved.h).view(), dx, saved.call);
     saved.h.resize(0, 0);
   }
 
@@ -208,6 +222,18 @@ class LowRank {
   }
 
  protected:
+  static constexpr bool rounds = !std::is_same_v<Between, P>;
+  /// A parameter in the type of the products, and which version of it.
+  struct Rounded {
+    Tensor<Between, Space> value;
+    std::uint64_t version = 0;
+
+    bool is_of(const Parameter<P, Space>& p) const { return !value.empty() && version == p.version; }
+    void update(Context& ctx, const Parameter<P, Space>& p) {
+      B::copy(ctx, p.value.view(), value.resize(p.value.rows(), p.value.cols()));
+      version = p.version;
+    }
+  };
   static constexpr bool middle_exists = Middle<P, B>::exists;
 
   /// `name` stands in messages and must outlive the adapter. All values are zero: let an initializer fill them.
@@ -221,7 +247,7 @@ class LowRank {
         middle_(o),
         dropout_(o.dropout, o.seed, o.layer, shape) {}
 
-  // A and B of the ranks that take part.
+  // A and B of the ranks that take part, as the optimizer has them.
   auto down() const { return a_.value.view().row_range(0, active_); }
   auto up() const { return b_.value.view().col_range(0, active_); }
 
@@ -232,6 +258,7 @@ class LowRank {
   Parameter<P, Space> a_, b_;
   Middle<P, B> middle_;
   InputDropout<P, B, Act> dropout_;
+  Rounded a_rounded_, b_rounded_;
 
  private:
   static Parameter<P, Space> factor(bool trained, const char* name, Role role, RankAxis axis, index_t rows,
@@ -240,6 +267,23 @@ class LowRank {
                    : Parameter<P, Space>::frozen(name, role, axis, rows, cols);
   }
   double outer_scale() const { return middle_exists ? 1 : scale_; }
+
+  // A factor in the type of the products: as `prepare` has rounded it, or, where it has changed since, rounded now.
+  static ConstMatrixView<Between, Space> factor_of(Context& ctx, const Parameter<P, Space>& p, const Rounded& rounded) {
+    if constexpr (rounds) {
+      if (rounded.is_of(p)) return rounded.value.view();
+      auto now = B::template temp<Between>(ctx, p.value.rows(), p.value.cols());
+      B::copy(ctx, p.value.view(), now);
+      return now;
+    } else {
+      return p.value.view();
+    }
+  }
+  // dX += D'(H A).
+  void add_input_gradient(Context& ctx, ConstMatrixView<Between, Space> h, MatrixView<Act, Space> dx,
+                          const Call& call) const {
+    dropout_.add_product(ctx, h, factor_of(ctx, a_, a_rounded_).row_range(0, active_), dx, call);
+  }
 
   // V = s M(Z), in the arena; Z itself where nothing lies between, since it has the scale already.
   ConstMatrixView<Between, Space> between(Context& ctx, ConstMatrixView<Between, Space> z) const {
