@@ -38,8 +38,8 @@ class InputDropout {
 
   /// dX += D'(H A): H (tokens x rank), A (rank x in_features).
   template <class T>
-  void add_product(Context& ctx, ConstMatrixView<Between, Space> h, MatrixView<T, Space> a,
-                   MatrixView<Act, Space> dx, const Call& call) const {
+  void add_product(Context& ctx, ConstMatrixView<Between, Space> h, MatrixView<T, Space> a, MatrixView<Act, Space> dx,
+                   const Call& call) const {
     if (!on(call)) return B::gemm(ctx, 1, h, a, 1, dx);
     for (index_t first = 0; first < h.rows; first += tile) {
       typename Arena<Space>::Mark mark(ctx.arena);
