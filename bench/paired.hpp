@@ -1,11 +1,12 @@
 #pragma once
 // Ratios that a shared machine cannot spoil: the two things to compare run one after the other, many times, in random
-// order, in one process; each pair gives one ratio, and the result is their median with its 95 % interval.
+// order, in one process; each round gives one ratio, and the result is their median with its 95 % interval.
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -51,33 +52,40 @@ struct PairedTimes {
   int pairs = 0;
 };
 
-/// Times `floor` and `with` in pairs. `before` runs untimed ahead of each and puts back what they change.
+/// Times `floor` once a round beside each of a few others, all in random order; what each took over the floor of its round is
+/// its ratio. `before(i)` runs untimed ahead of number i (the floor is number 0, the others follow) and puts back what they
+/// change; `with(i)` runs number i.
 template <class Before, class Floor, class With>
-PairedTimes measure_pairs(const Plan& plan, Before before, Floor floor, With with) {
-  const auto timed = [&](auto& f) {
-    before();
-    return milliseconds(f);
+std::vector<PairedTimes> measure_group(const Plan& plan, std::size_t others, Before before, Floor floor, With with) {
+  const auto timed = [&](std::size_t i) {
+    before(i);
+    return i == 0 ? milliseconds(floor) : milliseconds([&] { with(i); });
   };
-  timed(floor), timed(with), timed(floor), timed(with);  // warm up: pages, caches, workspaces
-  std::mt19937 order(plan.seed);
-  std::vector<double> floors, withs, ratios;
+  std::vector<std::size_t> order(others + 1);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  for (int warm_up = 0; warm_up < 2; ++warm_up)  // pages, caches, workspaces
+    for (const std::size_t i : order) timed(i);
+  std::mt19937 random(plan.seed);
+  std::vector<std::vector<double>> times(others + 1), ratios(others + 1);
   const auto start = std::chrono::steady_clock::now();
   const auto spent = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
-  for (int i = 0; i < plan.pairs || (i < plan.most_pairs && spent() < plan.seconds); ++i) {
-    double floor_ms = 0, with_ms = 0;
-    if (order() % 2 == 0) {
-      floor_ms = timed(floor);
-      with_ms = timed(with);
-    } else {
-      with_ms = timed(with);
-      floor_ms = timed(floor);
-    }
-    floors.push_back(floor_ms);
-    withs.push_back(with_ms);
-    ratios.push_back(with_ms / floor_ms);
+  for (int round = 0; round < plan.pairs || (round < plan.most_pairs && spent() < plan.seconds); ++round) {
+    std::shuffle(order.begin(), order.end(), random);
+    for (const std::size_t i : order) times[i].push_back(timed(i));
+    for (std::size_t i = 0; i <= others; ++i) ratios[i].push_back(times[i].back() / times[0].back());
   }
-  return {median_interval(floors).median, median_interval(withs).median, median_interval(ratios),
-          static_cast<int>(ratios.size())};
+  std::vector<PairedTimes> result;
+  for (std::size_t i = 1; i <= others; ++i)
+    result.push_back({median_interval(times[0]).median, median_interval(times[i]).median, median_interval(ratios[i]),
+                      static_cast<int>(ratios[i].size())});
+  return result;
+}
+/// The same for a floor and one other.
+template <class Before, class Floor, class With>
+PairedTimes measure_pairs(const Plan& plan, Before before, Floor floor, With with) {
+  return measure_group(
+             plan, 1, [&](std::size_t) { before(); }, floor, [&](std::size_t) { with(); })
+      .front();
 }
 
 }  // namespace deltaw_bench
