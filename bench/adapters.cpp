@@ -57,7 +57,7 @@ const std::vector<Variant>& variants() {
 
 /// A frozen layer with its activations, filled with normal numbers.
 struct Layer {
-  Shape shape;
+  const Shape& shape;  ///< one of `shapes`
   dw::Cpu::Context ctx;
   dw::Tensor<float> weight, x, y, dy, dx, given_dy;
 
