@@ -6,11 +6,13 @@
 
 #include <tuple>
 
+#include "rows/block_lora.hpp"
+#include "rows/dora.hpp"
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, FullDeltaRow>;
+using Rows = std::tuple<BlockLoraRow, DoraRow>;
 
 }  // namespace deltaw_tests

@@ -187,13 +187,14 @@ struct Problem {
   void restore_dy() { assign(dy_before, dy.view()); }
   void zero_grad() { dw::zero_grad(ctx, adapter); }
 
-  Matrix oracle() {
+  OracleInput oracle_input() {
     OracleInput in{.x = to_matrix(x.view()), .w = to_matrix(w.view()), .call = saved.call};
     in.bias = sizes.base_bias ? to_matrix(bias.view()) : Matrix(1, sizes.out);
     adapter.for_each_parameter([&](auto& p) { in.parameters[p.name] = to_matrix(p.value.view()); });
     row.add_inputs(adapter, in.parameters);
-    return row.oracle(in);
+    return in;
   }
+  Matrix oracle() { return row.oracle(oracle_input()); }
   /// sum(dY o Y) of the present values: its gradient is what backward computes.
   double loss() {
     dw::prepare(ctx, adapter, base);
@@ -201,8 +202,8 @@ struct Problem {
     const Matrix output = to_matrix(y.view());
     return std::inner_product(output.values.begin(), output.values.end(), dy_before.values.begin(), 0.0);
   }
+  static constexpr double h = 1e-5;
   Matrix central_differences(View<Act> v) {
-    constexpr double h = 1e-5;
     const Matrix values = to_matrix(v);
     Matrix g(v.rows, v.cols);
     for (dw::index_t i = 0; i < v.rows; ++i)
@@ -218,6 +219,24 @@ struct Problem {
         g(i, j) = (up - loss_at(values(i, j) - h)) / (2 * h);
         put(values(i, j));
       }
+    return g;
+  }
+  /// Those of the oracle, all that it takes as constant being held at the present values.
+  Matrix central_differences_held(const std::string& name) {
+    OracleInput in = oracle_input();
+    in.held = in.parameters;
+    const Matrix values = in.parameters.at(name);
+    Matrix g(values.rows, values.cols);
+    for (std::size_t i = 0; i < values.values.size(); ++i) {
+      const auto loss_at = [&](double value) {
+        in.parameters.at(name).values[i] = value;
+        const Matrix output = row.oracle(in);
+        return std::inner_product(output.values.begin(), output.values.end(), dy_before.values.begin(), 0.0);
+      };
+      const double up = loss_at(values.values[i] + h);
+      g.values[i] = (up - loss_at(values.values[i] - h)) / (2 * h);
+      in.parameters.at(name).values[i] = values.values[i];
+    }
     return g;
   }
   bool guards_intact() const {
@@ -237,8 +256,9 @@ std::map<std::string, Matrix> numeric_gradients(Prob& problem) {
   std::map<std::string, Matrix> gradients;
   problem.adapter.for_each_parameter([&](auto& p) {
     const auto& fixed = problem.row.held_fixed;
-    if (p.trained && std::find(fixed.begin(), fixed.end(), p.name) == fixed.end())
-      gradients[p.name] = problem.central_differences(p.value.view());
+    if (!p.trained) return;
+    const bool held = std::find(fixed.begin(), fixed.end(), p.name) != fixed.end();
+    gradients[p.name] = held ? problem.central_differences_held(p.name) : problem.central_differences(p.value.view());
   });
   gradients["dX"] = problem.central_differences(problem.x.view());
   problem.loss();

@@ -170,6 +170,13 @@ TEST_CASE("the functors that adapters share") {
   CHECK(out.at(1, 2) == 9.5);
   Tested::map(ctx, dw::Scale{-2}, out.view());
   CHECK(out.at(1, 2) == -19);
+  Tested::map(ctx, dw::Multiply{}, out.view(), in.const_view());
+  CHECK(out.at(1, 2) == -95);
+  Tested::map(ctx, dw::Divide{}, out.view(), in.const_view());
+  CHECK(out.at(1, 2) == -19);
+  in.fill_with(0);
+  Tested::map(ctx, dw::Divide{}, out.view(), in.const_view());
+  CHECK(out.at(1, 2) == 0);
 }
 
 TEST_CASE("fill writes the view and nothing else") {

@@ -59,13 +59,15 @@ struct OracleInput {
   Matrix x, w, bias = {};
   dw::Call call = {};
   std::map<std::string, Matrix> parameters = {};  ///< and what a row's `add_inputs` adds to them
+  std::map<std::string, Matrix> held = {};  ///< those that the method takes as constants, where they are not the same
 };
 
 template <class Options>
 struct Variant {
   std::string label;
   Options options;
-  std::vector<std::string> held_fixed = {};  ///< parameters whose gradient is by definition not the true one
+  /// Parameters whose gradient is by definition not the true one: it is the oracle's with `OracleInput::held` as it was.
+  std::vector<std::string> held_fixed = {};
 };
 
 /// What one forward and one backward cost: products and passes launched, FLOPs, bytes through memory, temporaries.

@@ -36,7 +36,7 @@ concept HasParameters = requires(A& a, const A& c, detail::AnyVisitor f) {
 };
 
 /// Options, Saved, forward, backward, backward_input, for_each_parameter, shape, reads_input_in_backward. All else is
-/// optional and found by `requires`: initialize, attach, prepare, finish, pair, scale, delta_weight, merge, unmerge,
+/// optional and found by `requires`: initialize, attach, prepare, finish, pair, scale, delta_weight, merge, unmerge, check_unmerge,
 /// bind_weight, and, static and for all layers of the method together, begin_step, regularize, after_step.
 template <class A>
 concept Adapter = HasParameters<A> &&

@@ -41,12 +41,21 @@ class InputDropout {
   void add_product(Context& ctx, ConstMatrixView<Between, Space> h, MatrixView<T, Space> a, MatrixView<Act, Space> dx,
                    const Call& call) const {
     if (!on(call)) return B::gemm(ctx, 1, h, a, 1, dx);
-    for (index_t first = 0; first < h.rows; first += tile) {
+    add_tiles<P>(ctx, dx, call, [&](MatrixView<P, Space> product, index_t first) {
+      B::gemm(ctx, 1, h.row_range(first, product.rows), a, 0, product);
+    });
+  }
+
+  /// dX += D'(G), where `make(tile, first row)` writes G in pieces of at most B::tile_rows rows of type T. For calls with
+  /// dropout on.
+  template <class T, class F>
+  void add_tiles(Context& ctx, MatrixView<Act, Space> dx, const Call& call, F make) const {
+    for (index_t first = 0; first < dx.rows; first += tile) {
       typename Arena<Space>::Mark mark(ctx.arena);
-      const index_t rows = std::min(tile, h.rows - first);
-      auto product = B::template temp<P>(ctx, rows, a.cols);
-      B::gemm(ctx, 1, h.row_range(first, rows), a, 0, product);
-      B::dropout(ctx, p_, key(call), origin(call, first), ConstMatrixView<P, Space>(product), dx.row_range(first, rows),
+      const index_t rows = std::min(tile, dx.rows - first);
+      auto made = B::template temp<T>(ctx, rows, dx.cols);
+      make(made, first);
+      B::dropout(ctx, p_, key(call), origin(call, first), ConstMatrixView<T, Space>(made), dx.row_range(first, rows),
                  true);
     }
   }

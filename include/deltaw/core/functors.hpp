@@ -40,6 +40,22 @@ struct Scale {
   }
 };
 
+/// out in.
+struct Multiply {
+  template <class X, class Y>
+  DELTAW_HD X operator()(X out, Y in) const {
+    return out * static_cast<X>(in);
+  }
+};
+
+/// out / in, and 0 where in = 0.
+struct Divide {
+  template <class X, class Y>
+  DELTAW_HD X operator()(X out, Y in) const {
+    return static_cast<X>(in) == 0 ? X(0) : out / static_cast<X>(in);
+  }
+};
+
 /// scale a b.
 struct ScaledProduct {
   double scale = 1;

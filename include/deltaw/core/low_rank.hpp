@@ -251,6 +251,15 @@ class LowRank {
   auto down() const { return a_.value.view().row_range(0, active_); }
   auto up() const { return b_.value.view().col_range(0, active_); }
 
+  /// What `backward` checks first, for methods that have something to do before it.
+  void check_backward(ConstMatrixView<Act, Space> x, MatrixView<Act, Space> dy, MatrixView<Act, Space> dx,
+                      const Saved& saved) const {
+    check_view(name_, "dy", dy, saved.z.rows(), shape_.out_features, "tokens of the forward", "out_features");
+    if (a_.trained) check_call(name_, shape_, x, "x", dy, "dy");
+    if (is_given(dx)) check_call(name_, shape_, dx, "dx", dy, "dy");
+    if (is_given(dx) && a_.trained) check_no_alias(name_, "x", x, "dx", dx);
+  }
+
   std::string_view name_;
   LinearShape shape_;
   double scale_ = 1;
@@ -307,14 +316,6 @@ class LowRank {
     } else {
       B::gemm(ctx, sign * scale_, up(), down(), keep, w);
     }
-  }
-
-  void check_backward(ConstMatrixView<Act, Space> x, MatrixView<Act, Space> dy, MatrixView<Act, Space> dx,
-                      const Saved& saved) const {
-    check_view(name_, "dy", dy, saved.z.rows(), shape_.out_features, "tokens of the forward", "out_features");
-    if (a_.trained) check_call(name_, shape_, x, "x", dy, "dy");
-    if (is_given(dx)) check_call(name_, shape_, dx, "dx", dy, "dy");
-    if (is_given(dx) && a_.trained) check_no_alias(name_, "x", x, "dx", dx);
   }
 
   template <class Self, class F>

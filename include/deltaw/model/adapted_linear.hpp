@@ -85,7 +85,9 @@ class AdaptedLinear {
     entry("AdaptedLinear.set_scale", name).adapter.set_scale(scale);
   }
 
+  /// Nothing while merged: the base is then not the one that the adapters stand on.
   void prepare(Context& ctx) {
+    if (merged_) return;
     for_each_enabled([&](Entry& e) { e.adapter.prepare(ctx, base_); });
   }
   void finish(Context& ctx) {
@@ -118,14 +120,13 @@ class AdaptedLinear {
     if (is_given(dx)) base_.backward_input(ctx, dy, dx);
   }
 
-  /// Adds every enabled adapter's dW to the user's weight; what trains the base itself is in it after its `prepare`, which
-  /// is called. Refused, with nothing changed, when already merged, when a method cannot merge, or when a parameter is not
-  /// finite.
+  /// Adds every enabled adapter's dW to the user's weight; each is prepared first, which also brings a trained weight into
+  /// its storage. Refused, with nothing changed, when already merged, when a method cannot merge, when a parameter is not
+  /// finite, or when `Subtract` could not give the weight back.
   void merge(Context& ctx, MergeMode mode) {
     check_merge(ctx);
-    for_each_enabled([&](Entry& e) {
-      if (e.adapter.trains_base()) e.adapter.prepare(ctx, base_);
-    });
+    prepare(ctx);
+    if (mode == MergeMode::Subtract) for_each_enabled([&](Entry& e) { e.adapter.check_unmerge(ctx); });
     if (mode == MergeMode::KeepCopy) {
       B::copy(ctx, base_.weight, weight_copy_.resize(base_.weight.rows, base_.weight.cols));
       B::copy(ctx, base_.bias, bias_copy_.resize(base_.bias.rows, base_.bias.cols));

@@ -93,6 +93,8 @@ class AnyAdapter {
   void unmerge(Context& ctx, const Base& base, MatrixView<Act, Space> w, MatrixView<Act, Space> b = {}) const {
     self_->unmerge(ctx, base, w, b);
   }
+  /// Throws what `unmerge` would; nothing for methods that can always give W back. It may wait for the device.
+  void check_unmerge(Context& ctx) const { self_->check_unmerge(ctx); }
   void bind_weight(Context& ctx, MatrixView<Act, Space> w, MatrixView<Act, Space> b) { self_->bind_weight(ctx, w, b); }
 
   template <class F>
@@ -169,6 +171,7 @@ class AnyAdapter {
     virtual void delta_weight(Context&, const Base&, MatrixView<P, Space>) const = 0;
     virtual void merge(Context&, const Base&, MatrixView<Act, Space>, MatrixView<Act, Space>) const = 0;
     virtual void unmerge(Context&, const Base&, MatrixView<Act, Space>, MatrixView<Act, Space>) const = 0;
+    virtual void check_unmerge(Context&) const = 0;
     virtual void bind_weight(Context&, MatrixView<Act, Space>, MatrixView<Act, Space>) = 0;
     virtual void for_each_parameter(void* visitor, VisitParameter visit) = 0;
     virtual LinearShape shape() const = 0;
@@ -243,6 +246,9 @@ class AnyAdapter {
     void unmerge(Context& ctx, const Base& base, Y w, Y b) const override {
       if constexpr (requires { adapter.unmerge(ctx, base, w, b); }) return adapter.unmerge(ctx, base, w, b);
       missing("unmerge");
+    }
+    void check_unmerge([[maybe_unused]] Context& ctx) const override {
+      if constexpr (requires { adapter.check_unmerge(ctx); }) adapter.check_unmerge(ctx);
     }
     void bind_weight(Context& ctx, Y w, Y b) override {
       if constexpr (requires { adapter.bind_weight(ctx, w, b); }) return adapter.bind_weight(ctx, w, b);

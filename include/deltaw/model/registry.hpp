@@ -12,6 +12,8 @@
 #include <string_view>
 #include <utility>
 
+#include "deltaw/adapters/block_lora.hpp"
+#include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/model/any_adapter.hpp"
@@ -128,6 +130,8 @@ template <class P, class B, class Act = P>
 constexpr auto methods() {
   return std::array{
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
+      method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
+      method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
