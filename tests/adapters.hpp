@@ -13,6 +13,6 @@
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<BlockLoraRow, DoraRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow>;
 
 }  // namespace deltaw_tests

@@ -174,6 +174,18 @@ TEST_CASE("the functors that adapters share") {
   CHECK(out.at(1, 2) == -95);
   Tested::map(ctx, dw::Divide{}, out.view(), in.const_view());
   CHECK(out.at(1, 2) == -19);
+  Guarded<float> factor(1, 3);
+  factor.fill_with(3);
+  Tested::map(ctx, dw::AddExcess{}, out.view(), factor.const_view(), in.const_view());
+  CHECK(out.at(1, 2) == -9);
+  Tested::map(ctx, dw::ScaleAround{}, out.view(), factor.const_view(), in.const_view());
+  CHECK(out.at(1, 2) == 5 + 3 * (-9 - 5));
+  Tested::map(ctx, dw::ScaleAround{}, out.view(), factor.const_view());
+  CHECK(out.at(1, 2) == -111);
+  Tested::map(ctx, dw::Excess{}, out.view(), factor.const_view(), in.const_view());
+  CHECK(out.at(1, 2) == 10);
+  Tested::map(ctx, dw::Difference{}, out.view(), in.const_view(), factor.const_view());
+  CHECK(out.at(1, 2) == 2);
   in.fill_with(0);
   Tested::map(ctx, dw::Divide{}, out.view(), in.const_view());
   CHECK(out.at(1, 2) == 0);

@@ -16,45 +16,13 @@
 #include <utility>
 
 #include "deltaw/base/base_ref.hpp"
-#include "deltaw/core/half.hpp"
 #include "deltaw/core/low_rank.hpp"
+#include "deltaw/core/wide_rows.hpp"
 
 namespace deltaw {
 
 namespace dora_detail {
 
-/// out = y - b.
-struct Difference {
-  template <class X, class Y, class Z>
-  DELTAW_HD X operator()(X, Y y, Z b) const {
-    return static_cast<X>(y) - static_cast<X>(b);
-  }
-};
-/// y + (c - 1) (y - b): y to the bit where c = 1. Without b it is 0.
-struct ScaleAround {
-  template <class X, class C, class Z>
-  DELTAW_HD X operator()(X y, C c, Z b) const {
-    return y + (static_cast<X>(c) - 1) * (y - static_cast<X>(b));
-  }
-  template <class X, class C>
-  DELTAW_HD X operator()(X y, C c) const {
-    return y + (static_cast<X>(c) - 1) * y;
-  }
-};
-/// y + (c - 1) u.
-struct AddExcess {
-  template <class X, class C, class U>
-  DELTAW_HD X operator()(X y, C c, U u) const {
-    return y + (static_cast<X>(c) - 1) * static_cast<X>(u);
-  }
-};
-/// out = (c - 1) in.
-struct Excess {
-  template <class X, class C, class Y>
-  DELTAW_HD X operator()(X, C c, Y in) const {
-    return (static_cast<X>(c) - 1) * static_cast<X>(in);
-  }
-};
 /// sqrt(n^2), n^2 at least `relative` w^2: below that it is rounding, and it may even be negative.
 struct Norm {
   double relative;
@@ -141,14 +109,13 @@ class Dora : public LowRank<P, B, Act> {
     Path::forward(ctx, base, x, y, saved);  // Y += Z B^T
     auto u = saved.u.resize(y.rows, y.cols);
     if (dropout_.on(saved.call)) {
-      dropped_output(ctx, base, x, saved);
-      B::map(ctx, dora_detail::AddExcess{}, y, c_view(), std::as_const(saved.u).view());  // Y += (c - 1) o U
+      scale_dropped(ctx, base, x, y, saved);
     } else if (base.bias.empty()) {
-      B::copy(ctx, y, u);                                    // U = Y
-      B::map(ctx, dora_detail::ScaleAround{}, y, c_view());  // Y += (c - 1) o U
+      B::copy(ctx, y, u);                       // U = Y
+      B::map(ctx, ScaleAround{}, y, c_view());  // Y += (c - 1) o U
     } else {
-      B::map(ctx, dora_detail::Difference{}, u, ConstMatrixView<Act, Space>(y), base.bias);  // U = Y - b
-      B::map(ctx, dora_detail::ScaleAround{}, y, c_view(), base.bias);  // Y += (c - 1) o U, U read from Y
+      B::map(ctx, Difference{}, u, read(y), base.bias);    // U = Y - b
+      B::map(ctx, ScaleAround{}, y, c_view(), base.bias);  // Y += (c - 1) o U, U read from Y
     }
   }
 
@@ -166,10 +133,10 @@ class Dora : public LowRank<P, B, Act> {
       return Path::backward(ctx, base, x, dy, dx, saved);
     }
     auto g = saved.g.resize(dy.rows, dy.cols);
-    const ConstMatrixView<Act, Space> given = dy;
+    const auto given = read(dy);
     B::map(ctx, ScaledProduct{}, g, given, c_view());  // Gc = c o dY
     Path::backward(ctx, base, x, g, dx, saved);
-    B::map(ctx, dora_detail::Excess{}, g, c_view(), given);
+    B::map(ctx, Excess{}, g, c_view(), given);
     if (is_given(dx)) add_dropped_input(ctx, base, dx, saved);
   }
 
@@ -205,14 +172,15 @@ class Dora : public LowRank<P, B, Act> {
     }
     auto scaled_up = B::template temp<P>(ctx, out.rows, this->rank());
     B::map(ctx, ScaledProduct{}, scaled_up, b_.value.view(), c_column());
-    B::map(ctx, dora_detail::Excess{}, out, c_column(), ConstMatrixView<P, Space>(out));
+    B::map(ctx, Excess{}, out, c_column(), read(out));
     B::gemm(ctx, scale_, std::as_const(scaled_up), a_.value.view(), 1, out);
   }
   /// W <- c o (W + s B A), rounded once. `b` is left alone: DoRA never scales a bias.
   template <class W>
   void merge(Context& ctx, const Base&, MatrixView<W, Space> w, MatrixView<W, Space> = {}) const {
     check_prepared("Dora.merge");
-    for_each_rows(ctx, w, [&](auto rows, index_t first) {
+    check_view("Dora", "w", w, shape_.out_features, shape_.in_features, "out_features", "in_features");
+    in_wide_rows<P, B>(ctx, w, [&](auto rows, index_t first) {
       B::gemm(ctx, scale_, b_.value.view().row_range(first, rows.rows), a_.value.view(), 1, rows);
       B::map(ctx, Multiply{}, rows, c_column(first, rows.rows));
     });
@@ -222,7 +190,8 @@ class Dora : public LowRank<P, B, Act> {
   template <class W>
   void unmerge(Context& ctx, const Base&, MatrixView<W, Space> w, MatrixView<W, Space> = {}) const {
     check_unmerge(ctx);
-    for_each_rows(ctx, w, [&](auto rows, index_t first) {
+    check_view("Dora", "w", w, shape_.out_features, shape_.in_features, "out_features", "in_features");
+    in_wide_rows<P, B>(ctx, w, [&](auto rows, index_t first) {
       B::map(ctx, Divide{}, rows, c_column(first, rows.rows));
       B::gemm(ctx, -scale_, b_.value.view().row_range(first, rows.rows), a_.value.view(), 1, rows);
     });
@@ -279,6 +248,10 @@ class Dora : public LowRank<P, B, Act> {
   }
   // Whether anything trained needs h.
   bool reads_output() const { return magnitude_.trained || (options_.exact_gradient && (a_.trained || b_.trained)); }
+  template <class T>
+  static ConstMatrixView<T, Space> read(MatrixView<T, Space> view) {
+    return view;
+  }
   ConstMatrixView<P, Space> c_view() const { return c_.view(); }
   ConstMatrixView<P, Space> n_view() const { return n_.view(); }
   ConstMatrixView<P, Space> c_column() const { return c_column(0, shape_.out_features); }
@@ -303,26 +276,39 @@ class Dora : public LowRank<P, B, Act> {
     B::map(ctx, dora_detail::Norm{std::numeric_limits<P>::epsilon()}, n, std::as_const(w2_).view());
   }
 
-  // U = D(X) W^T + Z B^T: the second base product.
-  void dropped_output(Context& ctx, const Base& base, ConstMatrixView<Act, Space> x, Saved& saved) const {
-    const auto u = saved.u.view();
+  // U = D(X) W^T + Z B^T, the second base product, and Y += (c - 1) o U, a tile after the other.
+  void scale_dropped(Context& ctx, const Base& base, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y,
+                     Saved& saved) const {
     dropout_.for_each_tile(ctx, x, saved.call, [&](auto xd, index_t first) {
-      const auto rows = u.row_range(first, xd.rows);
+      const auto z = std::as_const(saved.z).view().row_range(first, xd.rows);
+      const auto u = saved.u.view().row_range(first, xd.rows);
+      const auto scale = [&](auto product) {
+        B::gemm(ctx, 1, z, t(b_.value.view()), 1, product);
+        B::map(ctx, AddExcess{}, y.row_range(first, xd.rows), c_view(), read(product));
+      };
       if constexpr (std::is_same_v<typename decltype(xd)::value_type, Act>) {
-        base.apply(ctx, 1, xd, 0, rows);
+        base.apply(ctx, 1, xd, 0, u);
+        scale(u);
       } else {
-        auto product = B::template temp<P>(ctx, xd.rows, u.cols);
+        auto product = B::template temp<P>(ctx, u.rows, u.cols);
         base.apply_param(ctx, 1, xd, 0, product);
-        B::copy(ctx, product, rows);
+        scale(product);
+        B::copy(ctx, product, u);
       }
     });
-    B::gemm(ctx, 1, std::as_const(saved.z).view(), t(b_.value.view()), 1, u);
   }
   // dX += D'(((c - 1) o dY) W).
   void add_dropped_input(Context& ctx, const Base& base, MatrixView<Act, Space> dx, Saved& saved) const {
-    const auto g = std::as_const(saved.g).view();
-    dropout_.template add_tiles<Act>(ctx, dx, saved.call, [&](MatrixView<Act, Space> product, index_t first) {
-      base.apply_transposed(ctx, 1, g.row_range(first, product.rows), 0, product);
+    const auto g = read(saved.g.view());
+    dropout_.template add_tiles<Between>(ctx, dx, saved.call, [&](MatrixView<Between, Space> product, index_t first) {
+      const auto rows = g.row_range(first, product.rows);
+      if constexpr (std::is_same_v<Between, Act>) {
+        base.apply_transposed(ctx, 1, rows, 0, product);
+      } else {
+        auto wide = B::template temp<P>(ctx, rows.rows, rows.cols);
+        B::copy(ctx, rows, wide);
+        base.apply_param_transposed(ctx, 1, wide, 0, product);
+      }
     });
     saved.g.resize(0, 0);
   }
@@ -347,25 +333,7 @@ class Dora : public LowRank<P, B, Act> {
       auto va = B::template temp<P>(ctx, out, rank);
       B::copy_transposed(ctx, std::as_const(va_).view(), va);
       B::map(ctx, Multiply{}, va, ConstMatrixView<P, Space>(q.data, out, 1, 1));
-      B::map(ctx, AddScaled{-scale_}, b_.gradient(), ConstMatrixView<P, Space>(va));
-    }
-  }
-
-  // f(rows of w, first row); 16-bit storage goes through tiles of P, so that it is rounded once.
-  template <class W, class F>
-  void for_each_rows(Context& ctx, MatrixView<W, Space> w, F f) const {
-    check_view("Dora", "w", w, shape_.out_features, shape_.in_features, "out_features", "in_features");
-    if constexpr (!is_half<W>) {
-      f(w, index_t{0});
-    } else {
-      for (index_t first = 0; first < w.rows; first += B::tile_rows) {
-        typename Arena<Space>::Mark mark(ctx.arena);
-        const auto rows = w.row_range(first, std::min(B::tile_rows, w.rows - first));
-        auto wide = B::template temp<P>(ctx, rows.rows, rows.cols);
-        B::copy(ctx, rows, wide);
-        f(wide, first);
-        B::copy(ctx, wide, rows);
-      }
+      B::map(ctx, AddScaled{-scale_}, b_.gradient(), read(va));
     }
   }
 

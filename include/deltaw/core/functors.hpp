@@ -56,6 +56,42 @@ struct Divide {
   }
 };
 
+/// out = a - b.
+struct Difference {
+  template <class X, class Y, class Z>
+  DELTAW_HD X operator()(X, Y a, Z b) const {
+    return static_cast<X>(a) - static_cast<X>(b);
+  }
+};
+
+/// out = (c - 1) in.
+struct Excess {
+  template <class X, class C, class Y>
+  DELTAW_HD X operator()(X, C c, Y in) const {
+    return (static_cast<X>(c) - 1) * static_cast<X>(in);
+  }
+};
+
+/// out + (c - 1) in.
+struct AddExcess {
+  template <class X, class C, class Y>
+  DELTAW_HD X operator()(X out, C c, Y in) const {
+    return out + (static_cast<X>(c) - 1) * static_cast<X>(in);
+  }
+};
+
+/// out + (c - 1) (out - b), which is b + c (out - b), and out to the bit where c = 1. Without b it is 0.
+struct ScaleAround {
+  template <class X, class C, class Y>
+  DELTAW_HD X operator()(X out, C c, Y b) const {
+    return out + (static_cast<X>(c) - 1) * (out - static_cast<X>(b));
+  }
+  template <class X, class C>
+  DELTAW_HD X operator()(X out, C c) const {
+    return out + (static_cast<X>(c) - 1) * out;
+  }
+};
+
 /// scale a b.
 struct ScaledProduct {
   double scale = 1;
