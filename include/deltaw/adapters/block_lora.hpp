@@ -61,10 +61,12 @@ class BlockLora {
   }
 
   /// The sum of the blocks.
-  void prepare(Context& ctx, const Base& = {}) {
+  void prepare(Context& ctx, const Base& base = {}) {
     const auto sum = path_.b_.value.view();
     B::copy(ctx, block(std::as_const(b_.value).view(), 0), sum);
     for (index_t i = 1; i < options_.blocks; ++i) B::map(ctx, Add{}, sum, block(std::as_const(b_.value).view(), i));
+    path_.b_.changed();
+    path_.prepare(ctx, base);
     prepared_ = version_of(*this);
   }
   void forward(Context& ctx, const Base& base, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> y,

@@ -97,6 +97,7 @@ class Dora : public LowRank<P, B, Act> {
   /// n and c = m / n of the present values. Not between `merge` and `unmerge`: the base is another one then.
   void prepare(Context& ctx, const Base& base) {
     if (w2_.empty()) raise<StaleError>("Dora.prepare", "attach: got none, want attach before the first prepare");
+    Path::prepare(ctx, base);
     norms(ctx, base);
     B::copy(ctx, magnitude_.value.view(), c_.resize(1, shape_.out_features));
     B::map(ctx, Divide{}, c_.view(), n_view());
