@@ -211,7 +211,7 @@ double trained_loss(A adapter, unsigned seed) {
 
 // The paper's claim, as far as it goes without its data: the same quality at fewer parameters and FLOPs than LoRA of that
 // rank. It holds where what must be learnt has the rank of a block, which a toy can grant.
-TEST_CASE("Block-LoRA: a change of rank r / n is learnt as LoRA of rank r does, with fewer parameters") {
+TEST_CASE("Block-LoRA: a change of rank r / n is learnt as LoRA of rank r does, with fewer parameters", "[effect]") {
   const dw::LinearShape square{12, 12};
   const BlockLora::Options block{.rank = 8, .blocks = 4};
   const Lora::Options lora{.rank = 8};

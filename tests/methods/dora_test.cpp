@@ -408,7 +408,7 @@ double trained_loss(A adapter, const Matrix& weight, const Matrix& target, unsig
 
 // The paper's reason for a magnitude of its own: rescaling rows is a full-rank change of W, which LoRA cannot make with as
 // many numbers, and DoRA makes with m alone.
-TEST_CASE("DoRA: with fewer parameters than LoRA it reaches a weight whose rows have other lengths") {
+TEST_CASE("DoRA: with fewer parameters than LoRA it reaches a weight whose rows have other lengths", "[effect]") {
   constexpr index_t size = 12;
   const dw::LinearShape square{size, size};
   const Dora::Options dora{.rank = 1, .alpha = 1};
