@@ -8,9 +8,10 @@
 
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
+#include "rows/sora.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, FullDeltaRow>;
+using Rows = std::tuple<LoraRow, SoraRow, FullDeltaRow>;
 
 }  // namespace deltaw_tests

@@ -4,10 +4,12 @@
 
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
+#include "deltaw/adapters/sora.hpp"
 #include "deltaw/backend/cpu.hpp"
 #include "deltaw/base/base_ref.hpp"
 #include "deltaw/base/dense.hpp"
 #include "deltaw/core/adapter.hpp"
+#include "deltaw/core/rank.hpp"
 #include "deltaw/init/gaussian.hpp"
 #include "deltaw/init/kaiming.hpp"
 #include "deltaw/model/adapted_linear.hpp"

@@ -14,6 +14,7 @@
 
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
+#include "deltaw/adapters/sora.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
 namespace deltaw {
@@ -128,6 +129,7 @@ template <class P, class B, class Act = P>
 constexpr auto methods() {
   return std::array{
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
+      method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
