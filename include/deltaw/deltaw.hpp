@@ -2,6 +2,7 @@
 // Everything that needs only Eigen: core, the Cpu backend, dense bases, adapters, initializers, optimizers, and the
 // adapted layer. Named layers with targets by pattern: deltaw/model/adapter_set.hpp. Files: deltaw/io/.
 
+#include "deltaw/adapters/adalora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"

@@ -1,15 +1,18 @@
 #pragma once
 // Linear layers whose weights should change by planted matrices of known rank: what rank allocators are tested on.
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <random>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "../support/primitives.hpp"
 #include "deltaw/deltaw.hpp"
+#include "guarded.hpp"
 
 namespace deltaw_tests {
 
@@ -29,6 +32,8 @@ struct PlantedLayer {
   dw::DenseLinear<double, double> base;
   A adapter;
   typename A::Saved saved;
+  double noise = 0;             ///< deviation of what is added to the wanted outputs
+  dw::Tensor<double> subspace;  ///< inputs are combinations of its rows, if there are any
 
   /// dW = U V / sqrt(rank in), with U, V ~ N(0, size^2): its entries do not depend on the rank.
   PlantedLayer(dw::LinearShape shape, index_t rank, double size, const typename A::Options& options,
@@ -48,10 +53,15 @@ struct PlantedLayer {
   }
 
   void draw(index_t tokens, std::mt19937& random) {
-    fill_normal(x.resize(tokens, w.cols()), random);
     dw::Cpu::Context ctx;
-    dw::Cpu::gemm(ctx, 1, std::as_const(x).view(), dw::t(std::as_const(target).view()), 0,
-                  want.resize(tokens, w.rows()));
+    fill_normal(x.resize(tokens, w.cols()), random);
+    if (!subspace.empty()) {
+      dw::Tensor<double> z(tokens, subspace.rows());
+      fill_normal(z.view(), random);
+      dw::Cpu::gemm(ctx, 1, z.view(), subspace.view(), 0, x.view());
+    }
+    fill_normal(want.resize(tokens, w.rows()), random, noise > 0 ? noise : 1);
+    dw::Cpu::gemm(ctx, 1, std::as_const(x).view(), dw::t(std::as_const(target).view()), noise > 0 ? 1 : 0, want.view());
   }
   /// Half the squared error a token; dy becomes its gradient.
   double loss(dw::Cpu::Context& ctx) {
@@ -73,10 +83,39 @@ struct PlantedLayer {
   void backward(dw::Cpu::Context& ctx) { adapter.backward(ctx, base, x.view(), dy.view(), {}, saved); }
 };
 
+/// A parameter by its name.
+template <class A>
+dw::Parameter<double>& parameter(A& adapter, std::string_view name) {
+  dw::Parameter<double>* found = nullptr;
+  adapter.for_each_parameter([&](auto& p) { found = p.name == name ? &p : found; });
+  return *found;
+}
+
+/// What the adapter makes of a fixed base output and fixed inputs.
+template <class A>
+std::vector<double> output(const A& adapter) {
+  dw::Cpu::Context ctx;
+  dw::Tensor<double> x(5, adapter.shape().in_features), y(5, adapter.shape().out_features);
+  std::mt19937 random(9);
+  fill_normal(x.view(), random), fill_normal(y.view(), random);
+  typename A::Saved saved;
+  adapter.forward(ctx, {}, x.view(), y.view(), saved);
+  return to_host(y.view());
+}
+
+/// The largest difference; 1 where the sizes differ, and never below NaN.
+inline double distance(const std::vector<double>& a, const std::vector<double>& b) {
+  double worst = a.size() == b.size() ? 0 : 1;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    if (!(std::abs(a[i] - b[i]) <= worst)) worst = std::abs(a[i] - b[i]);
+  return worst;
+}
+
 /// Layers of one method, trained together.
 template <class A>
 struct PlantedModel {
   using Backend = dw::Cpu;
+  using Scalar = double;
   dw::Cpu::Context ctx;
   std::mt19937 random;
   std::vector<std::unique_ptr<PlantedLayer<A>>> layers;

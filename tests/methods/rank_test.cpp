@@ -1,6 +1,8 @@
 // resize_rank: what belongs to a rank moves with it, for any adapter and for the optimizer's state.
 
-#include "../adapters/problem.hpp"
+#include <map>
+#include <string>
+
 #include "catch.hpp"
 #include "message.hpp"
 #include "planted.hpp"

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../adapters/problem.hpp"
 #include "catch.hpp"
 #include "message.hpp"
 #include "planted.hpp"
@@ -13,11 +12,6 @@ namespace {
 
 using Sora = dw::Sora<double, dw::Cpu>;
 
-dw::Parameter<double>& parameter(Sora& adapter, std::string_view name) {
-  dw::Parameter<double>* found = nullptr;
-  adapter.for_each_parameter([&](auto& p) { found = p.name == name ? &p : found; });
-  return *found;
-}
 std::vector<double> gates(Sora& adapter) { return to_host(parameter(adapter, "gate").value.view()); }
 void after_step(Sora& adapter, const dw::StepInfo& step) {
   dw::Cpu::Context ctx;
@@ -29,24 +23,6 @@ Sora with_gates(std::vector<double> values, Sora::Options o) {
   Sora adapter({6, 7}, o);
   from_host(values, parameter(adapter, "gate").value.view());
   return adapter;
-}
-
-/// Y + adapter on fixed inputs.
-template <class A>
-std::vector<double> output(const A& adapter) {
-  dw::Cpu::Context ctx;
-  dw::Tensor<double> x(5, adapter.shape().in_features), y(5, adapter.shape().out_features);
-  std::mt19937 random(9);
-  fill_normal(x.view(), random), fill_normal(y.view(), random);
-  typename A::Saved saved;
-  adapter.forward(ctx, {}, x.view(), y.view(), saved);
-  return to_host(y.view());
-}
-double distance(const std::vector<double>& a, const std::vector<double>& b) {
-  double worst = a.size() == b.size() ? 0 : 1;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
-    if (!(std::abs(a[i] - b[i]) <= worst)) worst = std::abs(a[i] - b[i]);
-  return worst;
 }
 
 }  // namespace
