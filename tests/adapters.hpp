@@ -6,13 +6,15 @@
 
 #include <tuple>
 
+#include "rows/adalora.hpp"
 #include "rows/block_lora.hpp"
 #include "rows/dora.hpp"
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
+#include "rows/sora.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow>;
 
 }  // namespace deltaw_tests

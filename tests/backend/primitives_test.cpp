@@ -189,6 +189,14 @@ TEST_CASE("the functors that adapters share") {
   in.fill_with(0);
   Tested::map(ctx, dw::Divide{}, out.view(), in.const_view());
   CHECK(out.at(1, 2) == 0);
+  out.fill_with(-95);
+  Tested::map(ctx, dw::SoftThreshold{90}, out.view());
+  CHECK(out.at(1, 2) == -5);
+  Tested::map(ctx, dw::SoftThreshold{2, 6}, out.view());
+  CHECK(out.at(1, 2) == 0);
+  in.fill_with(-3);
+  Tested::map(ctx, dw::Sign{}, out.view(), in.const_view());
+  CHECK(out.at(1, 2) == -1);
 }
 
 TEST_CASE("fill writes the view and nothing else") {

@@ -163,8 +163,8 @@ __device__ StepNumbers step_numbers(const Update& u, std::int64_t step, const St
   const double rate = u.learning_rate * replay->learning_rate_factor;
   if (record == nullptr)
     return {rate, u.gradient_scale * replay->gradient_factor, static_cast<double>(later), replay->skip != 0};
-  return {rate, u.gradient_scale * record->scale,
-          static_cast<double>(later - static_cast<std::int64_t>(record->skipped)), record->skip != 0};
+  const std::int64_t taken = later - static_cast<std::int64_t>(record->skipped);  // below 1: of ranks born since a skip
+  return {rate, u.gradient_scale * record->scale, static_cast<double>(taken < 1 ? 1 : taken), record->skip != 0};
 }
 
 /// Cpu's `adamw`, for every tensor of the list.

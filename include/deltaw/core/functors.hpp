@@ -101,4 +101,25 @@ struct ScaledProduct {
   }
 };
 
+/// 1, -1, or 0, by the sign of in.
+struct Sign {
+  template <class X, class Y>
+  DELTAW_HD X operator()(X, Y in) const {
+    return static_cast<X>(in > 0 ? 1 : in < 0 ? -1 : 0);
+  }
+};
+
+/// sign(out) max(|out| - threshold, 0), which minimises (x - out)^2 / 2 + threshold |x|. What is below `least` becomes 0,
+/// NaN stays NaN.
+struct SoftThreshold {
+  double threshold = 0;
+  double least = threshold;
+  template <class X>
+  DELTAW_HD X operator()(X out) const {
+    if (out >= static_cast<X>(least)) return out - static_cast<X>(threshold);
+    if (out <= -static_cast<X>(least)) return out + static_cast<X>(threshold);
+    return out - out;
+  }
+};
+
 }  // namespace deltaw

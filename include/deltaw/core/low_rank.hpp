@@ -150,6 +150,7 @@ class LowRank {
     auto h = !is_given(dx) ? saved.h.resize(dy.rows, active_) : B::template temp<Between>(ctx, dy.rows, active_);
     const auto z = std::as_const(saved.z).view();
     if (b_.trained) {
+      typename Arena<Space>::Mark v_mark(ctx.arena);  // V is not needed longer
       const Window w = trained_ranks(b_, active_);
       const auto v = between(ctx, z).col_range(w.first, w.count);
       B::gemm(ctx, 1, t(dy), v, 1, b_.gradient().col_range(w.first, w.count));  // dB += dY^T V
@@ -213,6 +214,8 @@ class LowRank {
   LinearShape shape() const { return shape_; }
   /// Ranks that take part.
   index_t rank() const { return active_; }
+  /// All ranks take part after `resize_rank`.
+  void rank_resized() { active_ = a_.value.rows(); }
   bool reads_input_in_backward() const { return a_.trained; }
   double scale() const { return scale_; }
   /// s at run time: how much of the adapter is felt.

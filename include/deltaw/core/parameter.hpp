@@ -45,6 +45,9 @@ struct Parameter {
   Window window;
   std::uint64_t version = 0;  ///< counts changes of the value; whoever writes it calls `changed`
   long step = 0;              ///< optimizer steps this parameter has taken
+  /// Of each rank: the step at which it came. Empty where all were there from the start. AdamW counts a rank's steps from
+  /// there, since fresh moments under an old step count would make the first update up to three times too long.
+  std::vector<long> births;
   std::vector<Slot<T, Space>> slots;
 
   Parameter() = default;
@@ -67,15 +70,42 @@ struct Parameter {
     const bool fits = grad.rows() == value.rows() && grad.cols() == value.cols();
     return fits ? grad.view() : grad.resize(value.rows(), value.cols());
   }
-  /// The ranks of `whole` (the value, the gradient, or a slot of the same shape) that an optimizer may touch.
+  /// Ranks along the rank axis; 0 for what has none.
+  index_t ranks() const {
+    if (rank_axis == RankAxis::None) return 0;
+    return rank_axis == RankAxis::Rows ? value.rows() : value.cols();
+  }
+  /// Those ranks of `whole`, which is the value, the gradient, or a slot of the same shape.
+  template <class View>
+  View part(View whole, const Window& ranks) const {
+    if (ranks.count < 0 && ranks.first == 0) return whole;
+    const bool rows = rank_axis == RankAxis::Rows;
+    const index_t all = rows ? whole.rows : whole.cols;
+    const index_t first = std::min(ranks.first, all);
+    const index_t count = ranks.count < 0 ? all - first : std::min(ranks.count, all - first);
+    return rows ? whole.row_range(first, count) : whole.col_range(first, count);
+  }
+  /// The ranks of `whole` that an optimizer may touch.
   template <class View>
   View trained_part(View whole) const {
-    if (window.count < 0 && window.first == 0) return whole;
-    const bool rows = rank_axis == RankAxis::Rows;
-    const index_t ranks = rows ? whole.rows : whole.cols;
-    const index_t first = std::min(window.first, ranks);
-    const index_t count = window.count < 0 ? ranks - first : std::min(window.count, ranks - first);
-    return rows ? whole.row_range(first, count) : whole.col_range(first, count);
+    return part(whole, window);
+  }
+  /// f(ranks, steps they have taken, this one included) for each run of trained ranks of one age.
+  template <class F>
+  void for_each_age(F f) const {
+    if (births.empty()) return f(window, step);
+    const auto ranks = static_cast<index_t>(births.size());
+    const index_t end = window.count < 0 ? ranks : std::min(ranks, window.first + window.count);
+    const auto birth = [&](index_t rank) { return births[static_cast<std::size_t>(rank)]; };
+    for (index_t first = window.first, last = first; first < end; first = last) {
+      while (last < end && birth(last) == birth(first)) ++last;
+      f(Window{first, last - first}, std::max(1L, step - birth(first)));
+    }
+  }
+  /// Ranks [first, first + count) of `ranks` are new: they have taken no step yet.
+  void born(index_t first, index_t count, index_t ranks) {
+    births.resize(static_cast<std::size_t>(ranks));
+    std::fill_n(births.begin() + first, count, step);
   }
   void changed() { ++version; }
   /// "layer.name", or the name alone where no AdapterSet has named the layer.

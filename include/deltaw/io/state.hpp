@@ -105,9 +105,13 @@ nlohmann::json describe_adapters(const Parameters& parameters) {
 template <class Parameters>
 nlohmann::json describe_state(const Parameters& parameters, const TrainingState& state) {
   nlohmann::json environment, steps = nlohmann::json::object(), extra = nlohmann::json::array();
+  nlohmann::json births = nlohmann::json::object();
   Environment copy = state.environment;
   for (const auto& [name, text] : environment_fields(copy)) environment[name] = *text;
-  for_each_keyed(parameters, [&](const std::string& key, const auto& p) { steps[key] = p.step; });
+  for_each_keyed(parameters, [&](const std::string& key, const auto& p) {
+    steps[key] = p.step;
+    if (!p.births.empty()) births[key] = p.births;
+  });
   for (const auto& [name, text] : state.extra) extra.push_back({name, text});
   const LossScale& scale = state.loss_scale;
   return {{"format", state_format},
@@ -124,6 +128,7 @@ nlohmann::json describe_state(const Parameters& parameters, const TrainingState&
           {"extra", extra},
           {"environment", environment},
           {"parameter_steps", steps},
+          {"rank_births", births},
           {"adapters", describe_adapters(parameters)}};
 }
 
@@ -162,6 +167,19 @@ class StateFields {
   }
   StateFields object(const std::string& name) const {
     return {where_ + ": " + name, get(name, &nlohmann::json::is_object, "an object")};
+  }
+  /// Of a parameter some of whose ranks came later: the step at which each did. Empty for the rest.
+  std::vector<long> births(const std::string& key, index_t ranks) const {
+    const auto all = object_.find("rank_births");
+    if (all == object_.end() || !all->is_object() || !all->contains(key)) return {};
+    const nlohmann::json& list = (*all)[key];
+    std::vector<long> births;
+    for (const auto& birth : list)
+      if (birth.is_number_unsigned()) births.push_back(birth.get<long>());
+    if (!list.is_array() || births.size() != list.size() || std::cmp_not_equal(births.size(), ranks))
+      raise_mismatch<FormatError>(where_, "field 'rank_births' of " + quote(key), list.dump(),
+                                  std::to_string(ranks) + " numbers of steps");
+    return births;
   }
   const nlohmann::json& json() const { return object_; }
   const std::string& where() const { return where_; }
@@ -235,6 +253,7 @@ void check_adapters(const StateFields& fields, const Parameters& parameters, std
 template <class P>
 struct LoadedParameter {
   long step = 0;
+  std::vector<long> births;
   std::vector<P> value;
   std::vector<std::pair<std::string, std::vector<P>>> slots;
 };
@@ -316,6 +335,7 @@ TrainingState load_state(const std::filesystem::path& path, Parameters& paramete
     auto& entry = loaded[key];
     detail::read_parameter(reader, key, p, untaken, entry);
     entry.step = steps.count(key);
+    entry.births = fields.births(key, p.ranks());
   });
   if (!untaken.empty())
     raise_mismatch<NameError>(reader.file(), detail::tensor_label(*untaken.begin()),
@@ -327,6 +347,7 @@ TrainingState load_state(const std::filesystem::path& path, Parameters& paramete
     detail::unpack<P>(entry.value, p.value.view());
     p.changed();
     p.step = entry.step;
+    p.births = std::move(entry.births);
     std::erase_if(p.slots, [&](const auto& slot) {
       return std::none_of(entry.slots.begin(), entry.slots.end(), [&](auto& s) { return s.first == slot.name; });
     });

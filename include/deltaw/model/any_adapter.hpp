@@ -14,6 +14,7 @@
 
 #include "deltaw/base/base_ref.hpp"
 #include "deltaw/core/adapter.hpp"
+#include "deltaw/core/rank.hpp"
 
 namespace deltaw {
 
@@ -81,9 +82,12 @@ class AnyAdapter {
   std::optional<Pair<P, Space>> pair() { return self_->pair(); }
   bool can_scale() const { return self_->can_scale(); }
   bool can_merge() const { return self_->can_merge(); }
+  bool can_resize_rank() const { return self_->can_resize_rank(); }
   bool trains_base() const { return self_->trains_base(); }
   double scale() const { return self_->scale(); }
   void set_scale(double scale) { self_->set_scale(scale); }
+  /// See core/rank.hpp.
+  void resize_rank(Context& ctx, std::span<const index_t> keep, index_t fresh) { self_->resize_rank(ctx, keep, fresh); }
   void delta_weight(Context& ctx, const Base& base, MatrixView<P, Space> out) const {
     self_->delta_weight(ctx, base, out);
   }
@@ -165,9 +169,11 @@ class AnyAdapter {
     virtual std::optional<Pair<P, Space>> pair() = 0;
     virtual bool can_scale() const = 0;
     virtual bool can_merge() const = 0;
+    virtual bool can_resize_rank() const = 0;
     virtual bool trains_base() const = 0;
     virtual double scale() const = 0;
     virtual void set_scale(double) = 0;
+    virtual void resize_rank(Context&, std::span<const index_t>, index_t) = 0;
     virtual void delta_weight(Context&, const Base&, MatrixView<P, Space>) const = 0;
     virtual void merge(Context&, const Base&, MatrixView<Act, Space>, MatrixView<Act, Space>) const = 0;
     virtual void unmerge(Context&, const Base&, MatrixView<Act, Space>, MatrixView<Act, Space>) const = 0;
@@ -226,6 +232,9 @@ class AnyAdapter {
     bool can_merge() const override {
       return requires(const A& a, Context& ctx, const Base& base, Y w) { a.merge(ctx, base, w, w); };
     }
+    bool can_resize_rank() const override {
+      return requires(A & a) { a.rank_resized(); };
+    }
     bool trains_base() const override { return deltaw::trains_base(adapter); }
     double scale() const override {
       if constexpr (requires { adapter.scale(); }) return adapter.scale();
@@ -234,6 +243,9 @@ class AnyAdapter {
     void set_scale(double scale) override {
       if constexpr (requires { adapter.set_scale(scale); }) return adapter.set_scale(scale);
       missing("set_scale");
+    }
+    void resize_rank(Context& ctx, std::span<const index_t> keep, index_t fresh) override {
+      deltaw::resize_rank(ctx, adapter, keep, fresh);
     }
     void delta_weight(Context& ctx, const Base& base, MatrixView<P, Space> out) const override {
       if constexpr (requires { adapter.delta_weight(ctx, base, out); }) return adapter.delta_weight(ctx, base, out);

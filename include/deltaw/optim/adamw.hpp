@@ -25,17 +25,19 @@ struct AdamW {
 
   template <class Step, class Param>
   void update(Step& step, Param& p) const {
-    const AdamWUpdate u{.learning_rate = learning_rate,
-                        .beta1 = beta1,
-                        .beta2 = beta2,
-                        .epsilon = epsilon,
-                        .weight_decay = weight_decay,
-                        .gradient_scale = step.gradient_scale(),
-                        .step = p.step};
     auto m = p.slot("exp_avg").view();  // made before v: a new slot may move the other
     auto v = p.slot("exp_avg_sq").view();
-    step.adamw(u, p.trained_part(p.value.view()), p.trained_part(std::as_const(p.grad).view()), p.trained_part(m),
-               p.trained_part(v));
+    p.for_each_age([&](const Window& ranks, long steps) {
+      const AdamWUpdate u{.learning_rate = learning_rate,
+                          .beta1 = beta1,
+                          .beta2 = beta2,
+                          .epsilon = epsilon,
+                          .weight_decay = weight_decay,
+                          .gradient_scale = step.gradient_scale(),
+                          .step = steps};
+      step.adamw(u, p.part(p.value.view(), ranks), p.part(std::as_const(p.grad).view(), ranks), p.part(m, ranks),
+                 p.part(v, ranks));
+    });
   }
 };
 

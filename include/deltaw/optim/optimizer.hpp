@@ -68,7 +68,11 @@ class Optimizer {
   template <HasParameters First, HasParameters... Rest>
   StepReport settle(typename First::Backend::Context& ctx, First& first, Rest&... rest) {
     const SettledSteps settled = First::Backend::settle(ctx, state_);
-    for_each_trained([&](auto& p) { p.step -= settled.skipped; }, first, rest...);
+    const auto correct = [&](auto& p) {
+      p.step -= settled.skipped;
+      for (long& birth : p.births) birth = std::min(birth, p.step);
+    };
+    for_each_trained(correct, first, rest...);
     skipped_ += settled.skipped;
     return settled.last;
   }
