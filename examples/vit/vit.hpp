@@ -234,8 +234,9 @@ class Vit {
   // dx becomes the whole gradient of x (or dx += it), where something below needs it; says whether that is so.
   bool backward(const Linear& l, ConstView<T> x, View<T> dy, dw::Tensor<T>& dx, LayerSaved& saved, bool add = false) {
     const bool needed = lowest_ < l.order;
-    if (needed && !add) set_zero(dx.resize(x.rows, x.cols));
-    l.layer->backward(context(), x, dy, needed ? dx.view() : View<T>{}, saved);
+    if (needed && !add) dx.resize(x.rows, x.cols);
+    l.layer->backward(context(), x, dy, needed ? dx.view() : View<T>{}, saved,
+                      add ? dw::InputGradient::Add : dw::InputGradient::Overwrite);
     return needed;
   }
   // From d_y_ into d_stream_, which is also the gradient of the branch that was added to the stream.

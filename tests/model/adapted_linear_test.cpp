@@ -45,6 +45,12 @@ std::vector<double> plain_output(const LinearProblem<double>& p, std::vector<con
   return y;
 }
 
+std::vector<double> rows_of(const Guarded<double>& m) {
+  std::vector<double> values;
+  for (index_t i = 0; i < m.const_view().rows; ++i)
+    for (index_t j = 0; j < m.const_view().cols; ++j) values.push_back(m.at(i, j));
+  return values;
+}
 double difference(const Guarded<double>& got, const std::vector<double>& want) {
   const auto v = got.view();
   double worst = 0;
@@ -142,6 +148,22 @@ TEST_CASE("AdaptedLinear: gradients of all parameters and of the input equal cen
   CHECK(count == 5);
   compare_all(a.x.view(), a.dx.view());
   CHECK(a.intact());
+}
+
+TEST_CASE("AdaptedLinear: a dx that is overwritten holds what one that was zero gets by adding, from the same call") {
+  Adapted added, over;
+  for (auto* a : {&added, &over}) {
+    a->saved.call = {.training = true, .step = 4};
+    a->forward();
+  }
+  added.dx.fill_with(0);
+  over.dx.fill_with(std::nan(""));
+  added.layer.backward(added.ctx, added.x.view(), added.dy.view(), added.dx.view(), added.saved);
+  over.layer.backward(over.ctx, over.x.view(), over.dy.view(), over.dx.view(), over.saved,
+                      deltaw::InputGradient::Overwrite);
+  CHECK(difference(over.dx, rows_of(added.dx)) < 1e-13);
+  CHECK(over.dy.bits() == added.dy.bits());
+  CHECK(over.intact());
 }
 
 TEST_CASE("AdaptedLinear: the caller's Call reaches every adapter") {

@@ -40,13 +40,14 @@ class DenseLinear {
     if (bias.data != nullptr) B::map(ctx, Assign{}, y, ConstMatrixView<std::remove_const_t<Bias>, Space>(bias));
     B::gemm(ctx, 1, x, t(weight), bias.data != nullptr ? 1 : 0, y);
   }
-  /// dx += dy W.
+  /// dx = dy W + keep dx.
   template <class Y, class Act>
   requires(std::is_same_v<std::remove_const_t<Y>, Act>) void backward_input(Context& ctx, MatrixView<Y, Space> dy,
-                                                                            MatrixView<Act, Space> dx) const {
+                                                                            MatrixView<Act, Space> dx,
+                                                                            double keep = 1) const {
     check_view("DenseLinear.backward_input", "dy", dy, dx.rows, shape.out_features, "tokens", "out_features");
     check_view("DenseLinear.backward_input", "dx", dx, dy.rows, shape.in_features, "tokens", "in_features");
-    B::gemm(ctx, 1, dy, weight, 1, dx);
+    B::gemm(ctx, 1, dy, weight, keep, dx);
   }
 
   /// What adapters take. The DenseLinear must outlive it.

@@ -22,6 +22,9 @@ enum class MergeMode {
   Subtract,
 };
 
+/// What becomes of the dx that `AdaptedLinear::backward` is given.
+enum class InputGradient { Add, Overwrite };
+
 /// Y = X W^T + b, then each enabled adapter in the order added. W and b stay the user's memory, of type Act.
 template <class P, class B, class Act = P>
 class AdaptedLinear {
@@ -108,16 +111,20 @@ class AdaptedLinear {
       entries_[i].adapter.forward(ctx, base_, x, y, saved.adapters[i]);
     }
   }
-  /// Parameter gradients +=, dx += the whole gradient of x (none if dx is empty); dy is overwritten.
+  /// Parameter gradients +=, dx += the whole gradient of x, or = it (none if dx is empty); dy is overwritten.
   void backward(Context& ctx, ConstMatrixView<Act, Space> x, MatrixView<Act, Space> dy, MatrixView<Act, Space> dx,
-                Saved& saved) {
+                Saved& saved, InputGradient mode = InputGradient::Add) {
     check_unmerged("AdaptedLinear.backward");
     if (saved.adapters.size() != entries_.size())
       raise_mismatch<StaleError>("AdaptedLinear.backward", "saved.adapters", saved.adapters.size(),
                                  std::to_string(entries_.size()) + ", those of this layer's forward");
+    const bool overwrite = mode == InputGradient::Overwrite && is_given(dx);
+    const auto added = overwrite ? MatrixView<Act, Space>{} : dx;
     for (std::size_t i = entries_.size(); i-- > 0;)
-      if (entries_[i].enabled) entries_[i].adapter.backward(ctx, base_, x, dy, dx, saved.adapters[i]);
-    if (is_given(dx)) base_.backward_input(ctx, dy, dx);
+      if (entries_[i].enabled) entries_[i].adapter.backward(ctx, base_, x, dy, added, saved.adapters[i]);
+    if (is_given(dx)) base_.backward_input(ctx, dy, dx, overwrite ? 0 : 1);
+    for (std::size_t i = 0; overwrite && i < entries_.size(); ++i)
+      if (entries_[i].enabled) entries_[i].adapter.backward_input(ctx, base_, dx, saved.adapters[i]);
   }
 
   /// Adds every enabled adapter's dW to the user's weight; each is prepared first, which also brings a trained weight into
