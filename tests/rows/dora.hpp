@@ -22,7 +22,7 @@ struct DoraRow {
     return {
         {"plain", {.rank = 3, .alpha = 6}, factors},
         {"exact", {.rank = 3, .alpha = 6, .exact_gradient = true}},
-        {"rsLoRA, dropout", {.rank = 2, .alpha = 2, .rslora = true, .dropout = 0.5, .seed = 11, .layer = 4}, factors},
+        {"rsLoRA, dropout", {.rank = 2, .alpha = 1, .rslora = true, .dropout = 0.5, .seed = 11, .layer = 4}, factors},
         {"exact, dropout", {.rank = 4, .alpha = 3, .exact_gradient = true, .dropout = 0.5, .seed = 5}},
     };
   }
