@@ -17,7 +17,9 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
+#include "deltaw/adapters/randlora.hpp"
 #include "deltaw/adapters/sora.hpp"
+#include "deltaw/adapters/vera.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
 namespace deltaw {
@@ -134,6 +136,8 @@ constexpr auto methods() {
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
       method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
+      method_entry<Vera<P, B, Act>>("VeRA: two trained vectors around one shared random pair (Kopiczko et al., 2023)"),
+      method_entry<RandLora<P, B, Act>>("RandLoRA: a full-rank update of scaled random bases (Albert et al., 2025)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<AdaLora<P, B, Act>>("AdaLoRA: ranks go by importance until a budget is left (Zhang et al., 2023)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
