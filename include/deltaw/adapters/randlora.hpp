@@ -120,7 +120,7 @@ class RandLora {
     // Reading columns apart costs as much as 48 multiplications each.
     const double share = shared_->density_a();
     const auto bases = static_cast<double>(nb_);
-    compact_ = share < options_.sparse_below || share * (bases + 48) < bases;
+    compact_ = share < 1 && (share < options_.sparse_below || share * (bases + 48) < bases);
   }
   const std::shared_ptr<const Shared>& shared() const { return shared_; }
 

@@ -129,6 +129,7 @@ class RandLoraBases {
     }
     const auto n = static_cast<double>(count);
     const auto deviation = static_cast<float>(std::sqrt((squares - sum * sum / n) / (n - 1)));
+    if (!(deviation > 0)) return values;  // a single number, or no two that differ
     for (float& v : values) v /= deviation;
     return values;
   }
