@@ -155,7 +155,8 @@ class RandLoraBases {
       }
       support_start_.push_back(static_cast<index_t>(support_.size()));
     }
-    if (!values.empty()) a_values_ = to_tensor<P, Space>(1, static_cast<index_t>(values.size()), values);
+    values.push_back(0);  // a view of no columns still has a row
+    a_values_ = to_tensor<P, Space>(1, static_cast<index_t>(values.size()), values);
     gather_ = gather.take(), scatter_ = scatter.take();
   }
   void list_b(ConstMatrixView<float, Host> b) {
