@@ -8,6 +8,8 @@
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"
+#include "deltaw/adapters/lora_sb.hpp"
+#include "deltaw/adapters/lora_xs.hpp"
 #include "deltaw/backend/cpu.hpp"
 #include "deltaw/base/base_ref.hpp"
 #include "deltaw/base/dense.hpp"

@@ -18,6 +18,8 @@
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"
+#include "deltaw/adapters/lora_sb.hpp"
+#include "deltaw/adapters/lora_xs.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
 namespace deltaw {
@@ -136,6 +138,9 @@ constexpr auto methods() {
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<AdaLora<P, B, Act>>("AdaLoRA: ranks go by importance until a budget is left (Zhang et al., 2023)"),
+      method_entry<LoraXs<P, B, Act>>("LoRA-XS: dW = s B R A, only R is trained (Balazy et al., 2024)"),
+      method_entry<LoraSb<P, B, Act>>(
+          "LoRA-SB: LoRA-XS with the step nearest to full fine-tuning's (Ponkshe et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
