@@ -6,11 +6,6 @@
 
 #include <tuple>
 
-#include "rows/adalora.hpp"
-#include "rows/block_lora.hpp"
-#include "rows/dora.hpp"
-#include "rows/full_delta.hpp"
-#include "rows/lora.hpp"
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow, LoraXsRow, LoraSbRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow, LoraXsRow, LoraSbRow, DyLoraRow>;
 
 }  // namespace deltaw_tests

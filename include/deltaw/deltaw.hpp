@@ -5,6 +5,7 @@
 #include "deltaw/adapters/adalora.hpp"
 #include "deltaw/adapters/block_lora.hpp"
 #include "deltaw/adapters/dora.hpp"
+#include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"

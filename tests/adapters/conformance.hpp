@@ -76,13 +76,12 @@ void gradients_equal_double() {
 template <class B>
 void planted_faults_are_found() {
   for_each_problem<double, Faulty<B>, double>(Sizes{5, 7, 6}, [&](auto& problem) {
-    auto want = numeric_gradients(problem);
-    want.merge(analytic_gradients(problem));  // what is held fixed has no numeric one: as it is without a fault
+    const auto numeric = numeric_gradients(problem);
     const auto passes = [&] {
       problem.ctx.hook.begin();
       problem.forward();
       const double forward = relative_error(problem.y.view(), problem.oracle());
-      return forward <= 1e-12 && worst_error(analytic_gradients(problem), want) <= 1e-6;
+      return forward <= 1e-12 && worst_error(analytic_gradients(problem), numeric) <= 1e-6;
     };
     REQUIRE(passes());
     const int products = problem.ctx.hook.seen;

@@ -5,6 +5,25 @@
 
 namespace deltaw_tests {
 
+inline Matrix transposed(const Matrix& a) {
+  Matrix b(a.cols, a.rows);
+  for (dw::index_t i = 0; i < a.rows; ++i)
+    for (dw::index_t j = 0; j < a.cols; ++j) b(j, i) = a(i, j);
+  return b;
+}
+/// a^-1 by Gauss and Jordan, for a positive definite a.
+inline Matrix inverse(Matrix a) {
+  Matrix b(a.rows, a.rows);
+  for (dw::index_t i = 0; i < a.rows; ++i) b(i, i) = 1;
+  for (dw::index_t k = 0; k < a.rows; ++k)
+    for (dw::index_t i = 0; i < a.rows; ++i) {
+      const double factor = i == k ? 1 - 1 / a(k, k) : a(i, k) / a(k, k);
+      for (dw::index_t j = 0; j < a.rows; ++j) b(i, j) -= factor * b(k, j);
+      for (dw::index_t j = 0; j < a.rows; ++j) a(i, j) -= factor * a(k, j);
+    }
+  return b;
+}
+
 /// Y = X W^T + b + s D(X) A^T R^T B^T.
 inline Matrix core_oracle(const OracleInput& in, const char* core, double s, double dropout, std::uint64_t seed,
                           std::uint64_t layer) {

@@ -20,9 +20,18 @@ struct LoraSbRow {
             {"plain gradient", {.rank = 3, .scale = 0.5, .optimal_gradient = false}},
             {"dropout", {.rank = 2, .scale = 1.5, .dropout = 0.3, .seed = 11, .layer = 4}, {core}}};
   }
+  /// The gradient H = K_B dR K_A / s^2, K_B = (B^T B)^-1 and K_A = (A A^T)^-1, is the true one of a function whose core is
+  /// R0 + K_B (R - R0) K_A / s^2, at R = R0.
   template <class Options>
-  static Matrix oracle(const OracleInput& in, const Options& o) {
-    return core_oracle(in, "default_lora_latent_mapping.weight", o.scale, o.dropout, o.seed, o.layer);
+  static Matrix oracle(OracleInput in, const Options& o) {
+    const char* core = "default_lora_latent_mapping.weight";
+    if (in.held.contains(core)) {
+      const Matrix a = in.parameters.at("lora_A.weight"), b = transposed(in.parameters.at("lora_B.weight"));
+      const Matrix &held = in.held.at(core), moved = plus(in.parameters.at(core), held, -1);
+      const Matrix step = times(times(inverse(times_transposed(b, b)), moved), inverse(times_transposed(a, a)));
+      in.parameters.at(core) = plus(held, step, 1 / (o.scale * o.scale));
+    }
+    return core_oracle(in, core, o.scale, o.dropout, o.seed, o.layer);
   }
   template <class P, class Options>
   static Cost forward_cost(double tokens, double in, double out, const Options& o) {

@@ -19,13 +19,16 @@ template <class P, class B>
 struct CorrectedCore : Core<P, B> {
   using typename Core<P, B>::Context, typename Core<P, B>::Space;
   using Core<P, B>::parameter;
-  Tensor<P, Space> derived;  ///< dR of the calls since the last `finish`
+  Tensor<P, Space> derived;  ///< dR of the calls since the last `finish`; of another size than R: none
 
   explicit CorrectedCore(const LowRankOptions& o) : Core<P, B>(o), derived(o.rank, o.rank) {}
+
+  bool has_derived() const { return derived.rows() == parameter.value.rows(); }
 
   template <class T>
   void backward(Context& ctx, double scale, ConstMatrixView<T, Space> z, ConstMatrixView<T, Space> dv,
                 MatrixView<T, Space> dz) {
+    if (!has_derived()) derived = Tensor<P, Space>(parameter.value.rows(), parameter.value.cols());
     if (parameter.trained) B::gemm(ctx, scale, t(dv), z, 1, derived.view());
     B::gemm(ctx, scale, dv, std::as_const(parameter.value).view(), 0, dz);
   }
@@ -37,6 +40,7 @@ class LoraSb : public LowRank<P, B, Act, CorrectedCore> {
   using Path::a_, Path::b_, Path::middle_, Path::scale_;
 
  public:
+  using Path::rank;
   using typename Path::Base, typename Path::Context, typename Path::Space;
   static constexpr std::string_view method = "lora_sb";
 
@@ -69,7 +73,7 @@ class LoraSb : public LowRank<P, B, Act, CorrectedCore> {
   void prepare(Context& ctx, const Base&) {
     if (!options_.optimal_gradient || seen_ == factors_version()) return;
     typename Arena<Space>::Mark mark(ctx.arena);
-    auto gram = B::template temp<double>(ctx, options_.rank, options_.rank);
+    auto gram = B::template temp<double>(ctx, rank(), rank());
     B::gemm(ctx, 1, a_.value.view(), t(a_.value.view()), 0, gram);
     invert(gram, down_inverse_, a_.name);
     B::gemm(ctx, 1, t(b_.value.view()), b_.value.view(), 0, gram);
@@ -80,15 +84,15 @@ class LoraSb : public LowRank<P, B, Act, CorrectedCore> {
   /// The core's gradient += H, or dR where `optimal_gradient` is off.
   void finish(Context& ctx, const Base&) {
     auto& core = middle_.parameter;
-    if (!core.trained) return;
+    if (!core.trained || !middle_.has_derived()) return;
     if (!options_.optimal_gradient) {
       B::map(ctx, Add{}, core.gradient(), middle_.derived.view());
     } else {
       if (seen_ != factors_version())
         raise<StaleError>("LoraSb.finish", "prepare: got factors changed since, want it called again");
       typename Arena<Space>::Mark mark(ctx.arena);
-      auto half_way = B::template temp<double>(ctx, options_.rank, options_.rank);
-      auto h = B::template temp<double>(ctx, options_.rank, options_.rank);
+      auto half_way = B::template temp<double>(ctx, rank(), rank());
+      auto h = B::template temp<double>(ctx, rank(), rank());
       const double factor = scale_ == 0 ? 0 : 1 / (scale_ * scale_);
       B::gemm(ctx, factor, up_inverse_.view(), middle_.derived.view(), 0, half_way);
       B::gemm(ctx, 1, half_way, down_inverse_.view(), 0, h);

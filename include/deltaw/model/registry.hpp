@@ -15,6 +15,7 @@
 #include "deltaw/adapters/adalora.hpp"
 #include "deltaw/adapters/block_lora.hpp"
 #include "deltaw/adapters/dora.hpp"
+#include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"
@@ -141,6 +142,7 @@ constexpr auto methods() {
       method_entry<LoraXs<P, B, Act>>("LoRA-XS: dW = s B R A, only R is trained (Balazy et al., 2024)"),
       method_entry<LoraSb<P, B, Act>>(
           "LoRA-SB: LoRA-XS with the step nearest to full fine-tuning's (Ponkshe et al., 2024)"),
+      method_entry<DyLora<P, B, Act>>("DyLoRA: LoRA trained for every rank at once (Valipour et al., 2022)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
