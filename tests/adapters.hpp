@@ -6,6 +6,6 @@
 
 #include <tuple>
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow, LoraXsRow, LoraSbRow, DyLoraRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow, LoraXsRow, LoraSbRow, DyLoraRow, KasaRow, LamdaRow>;
 
 }  // namespace deltaw_tests

@@ -7,6 +7,8 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
+#include "deltaw/adapters/kasa.hpp"
+#include "deltaw/adapters/lamda.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"
 #include "deltaw/adapters/lora_sb.hpp"

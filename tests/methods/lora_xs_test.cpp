@@ -1,7 +1,7 @@
 // LoRA-XS and its spectral initial values.
 
-#include "deltaw/backend/cpu_solver.hpp"
 #include "deltaw/init/spectral.hpp"
+#include "double_solver.hpp"
 #include "toy_layer.hpp"
 
 using namespace deltaw_tests;
@@ -90,7 +90,12 @@ TEST_CASE("LoRA-XS: options and factors that do not fit are refused") {
   CHECK(message_of<dw::OptionError>([&] {
           dw::init::Spectral{.deviation = -1}(wide.ctx, wide.adapter, wide.base);
         }).starts_with("Spectral: deviation: got -1"));
+  Matrix part = random_values(4, 5, 1);
+  const dw::DenseLinear<double, double> shard(view_of(part), {}, {.in_total = 10});
+  dw::LoraXs<double, dw::Cpu> sharded(shard.shape, {.rank = 2});
+  CHECK(message_of<dw::UnsupportedError>([&] { dw::init::Spectral{}(wide.ctx, sharded, shard); }) ==
+        "Spectral: shape: got a shard of a layer, want a whole layer, to decompose its weight");
   ToyLayer<dw::Lora> lora(random_values(4, 5, 1), {.rank = 2});
   CHECK(message_of<dw::UnsupportedError>([&] { dw::init::Spectral{}(lora.ctx, lora.adapter, lora.base); }) ==
-        "Spectral: core: got a method without one, want one that has down, up and core factors");
+        "Spectral: core: got a method without one, want one that has it");
 }

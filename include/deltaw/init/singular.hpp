@@ -54,17 +54,20 @@ auto& parameter_of(A& adapter, Role role, std::string_view where, std::string_vi
   adapter.for_each_parameter([&](auto& p) {
     if (p.role == role) found = &p;
   });
-  if (found == nullptr)
-    raise_mismatch<UnsupportedError>(where, name, "a method without one", "one that has down, up and core factors");
+  if (found == nullptr) raise_mismatch<UnsupportedError>(where, name, "a method without one", "one that has it");
   return *found;
 }
 
-/// That W has as many singular vectors as the adapter has ranks.
-inline void check_rank(std::string_view where, index_t rank, const LinearShape& shape) {
+/// That the weight is a whole layer's, and has `more` singular vectors beyond the adapter's ranks.
+inline void check_decomposable(std::string_view where, index_t rank, const LinearShape& shape, index_t more = 0) {
+  if (shape.in_total() != shape.in_features || shape.out_total() != shape.out_features)
+    raise_mismatch<UnsupportedError>(where, "shape", "a shard of a layer", "a whole layer, to decompose its weight");
   const index_t limit = std::min(shape.in_features, shape.out_features);
-  if (rank > limit)
-    raise_mismatch<OptionError>(where, "rank", rank,
-                                "at most min(in_features, out_features) = " + std::to_string(limit));
+  if (rank + more > limit)
+    raise_mismatch<OptionError>(
+        where, "rank", rank,
+        (more > 0 ? "below min(in_features, out_features) = " : "at most min(in_features, out_features) = ") +
+            std::to_string(limit));
 }
 
 }  // namespace deltaw::init

@@ -19,7 +19,7 @@ struct Spectral {
     auto& up = parameter_of(adapter, Role::Up, "Spectral", "up factor");
     auto& core = parameter_of(adapter, Role::Core, "Spectral", "core");
     const index_t rank = core.value.rows();
-    check_rank("Spectral", rank, adapter.shape());
+    check_decomposable("Spectral", rank, adapter.shape());
     const auto w = decompose<typename A::Scalar, B>(ctx, base.weight);
     B::map(ctx, ScaledProduct{1}, down.value.view(), w.right(0, rank), w.values(0, rank));
     B::copy(ctx, w.left(0, rank), up.value.view());
@@ -38,7 +38,7 @@ struct SpectralResidual {
     auto& up = parameter_of(adapter, Role::Up, "SpectralResidual", "up factor");
     auto& core = parameter_of(adapter, Role::Core, "SpectralResidual", "core");
     const index_t rank = core.value.rows();
-    check_rank("SpectralResidual", rank, adapter.shape());
+    check_decomposable("SpectralResidual", rank, adapter.shape());
     const auto w = decompose<P, B>(ctx, base.weight);
     B::copy(ctx, w.right(0, rank), down.value.view());
     B::copy(ctx, w.left(0, rank), up.value.view());

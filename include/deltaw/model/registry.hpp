@@ -17,6 +17,8 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
+#include "deltaw/adapters/kasa.hpp"
+#include "deltaw/adapters/lamda.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"
 #include "deltaw/adapters/lora_sb.hpp"
@@ -143,6 +145,10 @@ constexpr auto methods() {
       method_entry<LoraSb<P, B, Act>>(
           "LoRA-SB: LoRA-XS with the step nearest to full fine-tuning's (Ponkshe et al., 2024)"),
       method_entry<DyLora<P, B, Act>>("DyLoRA: LoRA trained for every rank at once (Valipour et al., 2022)"),
+      method_entry<Kasa<P, B, Act>>(
+          "KaSA: learned singular values on a base without its smallest ones (Wang et al., 2024)"),
+      method_entry<Lamda<P, B, Act>>(
+          "LaMDA: dW = s B M A, A frozen, B freezing as training goes on (Azizi et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
