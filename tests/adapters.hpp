@@ -17,6 +17,7 @@
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow,
+                        DyLoraRow, KasaRow, LamdaRow, FullDeltaRow>;
 
 }  // namespace deltaw_tests
