@@ -99,7 +99,8 @@ class RandLora {
         ctx, shapes, {o.rank, o.projection_prng_key, o.sparse, o.very_sparse, o.regenerate, o.sparse_below}));
   }
   /// Bases that a checkpoint stores: randlora_A as rank x mn and randlora_B as mx x (bases rank).
-  static std::shared_ptr<const Shared> make_shared(ConstMatrixView<float, Host> a, ConstMatrixView<float, Host> b,
+  template <class T>
+  static std::shared_ptr<const Shared> make_shared(ConstMatrixView<T, Host> a, ConstMatrixView<T, Host> b,
                                                    double sparse_below = Options{}.sparse_below) {
     const index_t cols = a.rows > 0 ? (a.cols + a.rows - 1) / a.rows * a.rows : 0;
     check_view("RandLora.make_shared", "b", b, b.rows, cols, "mx", "bases x rank");

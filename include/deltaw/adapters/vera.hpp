@@ -95,7 +95,8 @@ class Vera {
     return shared;
   }
   /// A pair that a checkpoint stores.
-  static std::shared_ptr<const Shared> make_shared(ConstMatrixView<float, Host> a, ConstMatrixView<float, Host> b) {
+  template <class T>
+  static std::shared_ptr<const Shared> make_shared(ConstMatrixView<T, Host> a, ConstMatrixView<T, Host> b) {
     check_view("Vera.make_shared", "b", b, b.rows, a.rows, "out_max", "rank");
     auto shared = std::make_shared<Shared>();
     shared->a = to_tensor<P, Space>(a);

@@ -44,7 +44,8 @@ class RandLoraBases {
       const double third = o.very_sparse ? std::sqrt(static_cast<double>(mn)) : 3;
       TorchRandom random(o.seed);
       const auto a = signs(random, o.rank * mn, third), b = signs(random, mx * cols, third);
-      return {{a.data(), o.rank, mn}, {b.data(), mx, cols}, o.sparse_below};
+      using View = ConstMatrixView<float, Host>;
+      return RandLoraBases(View{a.data(), o.rank, mn}, View{b.data(), mx, cols}, o.sparse_below);
     }
     RandLoraBases bases;
     bases.rank_ = o.rank, bases.rows_ = mx, bases.cols_ = cols;
@@ -55,7 +56,8 @@ class RandLoraBases {
   }
 
   /// Those that a checkpoint stores, of which zeros are made use of.
-  RandLoraBases(ConstMatrixView<float, Host> a, ConstMatrixView<float, Host> b, double sparse_below)
+  template <class T>
+  RandLoraBases(ConstMatrixView<T, Host> a, ConstMatrixView<T, Host> b, double sparse_below)
       : rank_(a.rows), rows_(b.rows), cols_(b.cols), a_(to_tensor<P, Space>(a)), b_(to_tensor<P, Space>(b)) {
     index_t nonzero_a = 0, nonzero_b = 0;
     bool one_size = true;
@@ -63,7 +65,7 @@ class RandLoraBases {
       for (index_t j = 0; j < a.cols; ++j) nonzero_a += a(i, j) != 0 ? 1 : 0;
     for (index_t i = 0; i < b.rows; ++i)
       for (index_t j = 0; j < b.cols; ++j) {
-        const float size = std::abs(b(i, j));
+        const T size = std::abs(b(i, j));
         if (size == 0) continue;
         if (nonzero_b++ == 0) magnitude_ = static_cast<double>(static_cast<P>(size));
         one_size = one_size && static_cast<double>(static_cast<P>(size)) == magnitude_;
@@ -140,9 +142,10 @@ class RandLoraBases {
 
   index_t start(index_t k) const { return support_start_[static_cast<std::size_t>(k)]; }
 
-  void list_a(ConstMatrixView<float, Host> a) {
+  template <class T>
+  void list_a(ConstMatrixView<T, Host> a) {
     typename SignedStorage<Space>::Writer gather, scatter;
-    std::vector<float> values;
+    std::vector<T> values;
     support_start_.assign(1, 0);
     for (index_t k = 0; k < a.rows; ++k) {
       for (index_t j = 0; j < a.cols; ++j) {
@@ -159,7 +162,8 @@ class RandLoraBases {
     a_values_ = to_tensor<P, Space>(1, static_cast<index_t>(values.size()), values);
     gather_ = gather.take(), scatter_ = scatter.take();
   }
-  void list_b(ConstMatrixView<float, Host> b) {
+  template <class T>
+  void list_b(ConstMatrixView<T, Host> b) {
     typename SignedStorage<Space>::Writer down, up;
     for (index_t j = 0; j < b.cols; ++j) {
       for (index_t i = 0; i < b.rows; ++i)

@@ -27,6 +27,8 @@ struct AdaptRequest {
   std::vector<OptionText> options = {};  ///< of the method: {{"rank", "8"}, {"alpha", "16"}}
   Targets targets = {};                  ///< which layers get the method, and which are trained whole
   std::vector<std::string> heads = {};   ///< the layers that `all_linear` leaves out
+  /// The frozen bases of all layers, of the method's own type `Shared`, where they are not to be drawn.
+  std::shared_ptr<const void> shared = nullptr;
 };
 
 struct ParameterCounts {
@@ -97,7 +99,7 @@ class AdapterSet {
     std::vector<LinearShape> shapes;
     for (const Selected& s : selected)
       if (s.role == ModuleRole::Adapt) shapes.push_back(layer(s.name).shape());
-    const auto shared = method.share(ctx, shapes, request.options);
+    const auto shared = request.shared ? request.shared : method.share(ctx, shapes, request.options);
     std::vector<Any> made;
     for (const Selected& s : selected) {
       const LinearShape shape = layer(s.name).shape();
