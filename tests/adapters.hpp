@@ -11,10 +11,13 @@
 #include "rows/dora.hpp"
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
+#include "rows/randlora.hpp"
 #include "rows/sora.hpp"
+#include "rows/vera.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow,
+                        DyLoraRow, KasaRow, LamdaRow, FullDeltaRow>;
 
 }  // namespace deltaw_tests

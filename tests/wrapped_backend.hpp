@@ -7,6 +7,7 @@
 
 #include "deltaw/core/memory.hpp"
 #include "deltaw/core/random.hpp"
+#include "deltaw/core/signed_columns.hpp"
 #include "deltaw/core/update.hpp"
 
 namespace deltaw_tests {
@@ -44,6 +45,14 @@ struct Wrapped {
     const double flops = 2.0 * static_cast<double>(c.size()) * static_cast<double>(inner_size(a));
     alpha = ctx.hook.product(alpha, count * flops, count * (bytes(a) + bytes(b) + bytes(c) * (beta == 0 ? 1 : 2)));
     Inner::gemm_batched(ctx, steps, alpha, a, b, beta, c);
+  }
+  template <class TA, class T>
+  static void gemm_signed(Context& ctx, double alpha, View<TA> a, const dw::SignedColumns<Space>& s, double beta,
+                          View<T> c) {
+    const auto adds = static_cast<double>(a.rows) * static_cast<double>(s.non_zeros);
+    const double lists = static_cast<double>(s.non_zeros + s.cols) * sizeof(std::int32_t);
+    alpha = ctx.hook.product(alpha, adds, bytes(a) + lists + bytes(c) * (beta == 0 ? 1 : 2));
+    Inner::gemm_signed(ctx, alpha, a, s, beta, c);
   }
   template <class F, class T, class... In>
   static void map(Context& ctx, F f, View<T> out, View<In>... in) {

@@ -197,6 +197,11 @@ TEST_CASE("the functors that adapters share") {
   in.fill_with(-3);
   Tested::map(ctx, dw::Sign{}, out.view(), in.const_view());
   CHECK(out.at(1, 2) == -1);
+  out.fill_with(-19), in.fill_with(5);
+  Tested::map(ctx, dw::AddProduct{}, out.view(), in.const_view(), in.const_view());
+  CHECK(out.at(1, 2) == 6);
+  Tested::map(ctx, dw::Product{}, out.view(), out.const_view(), in.const_view(), in.const_view());
+  CHECK(out.at(1, 2) == 150);
 }
 
 TEST_CASE("fill writes the view and nothing else") {

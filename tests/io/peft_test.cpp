@@ -468,8 +468,8 @@ TEST_CASE("a configuration that cannot be honoured is refused", "[io][peft]") {
   const std::string file = (scratch / "changed/adapter_config.json").string() + ": field ";
   SECTION("for what it asks") {
     const std::vector<Case> cases{
-        {"peft_type", "VERA", "'peft_type': got 'VERA', want 'LORA'"},
-        {"use_dora", true, "'use_dora': got true, want none or its default: deltaw cannot honour it"},
+        {"peft_type", "OFT", "'peft_type': got 'OFT', want 'LORA', 'ADALORA', 'VERA', 'RANDLORA'"},
+        {"use_qalora", true, "'use_qalora': got true, want none or its default: deltaw cannot honour it"},
         {"a_field_of_next_year", 3, "'a_field_of_next_year': got 3, want none or its default"},
         {"layer_replication", {{0, 2}}, "'layer_replication': got [[0,2]], want none"},
         {"target_parameters", {"w"}, "'target_parameters': got [\"w\"], want none"},
@@ -493,6 +493,7 @@ TEST_CASE("a configuration that cannot be honoured is refused", "[io][peft]") {
         {"lora_alpha", "8", "'lora_alpha': got '8', want a finite number other than 0"},
         {"lora_alpha", 0, "'lora_alpha': got 0, want a finite number other than 0"},
         {"lora_dropout", 1, "'lora_dropout': got 1, want a number of at least 0 and below 1"},
+        {"use_dora", 1, "'use_dora': got 1, want true, false, an object or null"},
         {"use_rslora", 1, "'use_rslora': got 1, want true or false"},
         {"target_modules", nullptr, "'target_modules': got none, want a list of names or a pattern"},
         {"target_modules", {"query", 3}, "'target_modules': got 3, want names that are not empty"},
@@ -734,7 +735,7 @@ TEST_CASE("what cannot be saved leaves the older checkpoint", "[io][peft]") {
   SECTION("a method that PEFT has not") {
     model.set.adapt(model.ctx, {.name = "whole", .method = "full", .targets = {.names = {"blocks.0.value"}}});
     CHECK_THAT(error_text<UnsupportedError>([&] { io::save_peft(model.set, "whole", scratch / "valid"); }),
-               ContainsSubstring("method: got 'full', want one that PEFT has too: 'lora'"));
+               ContainsSubstring("method: got 'full', want one that PEFT has too: 'dora', 'kasa', 'lora'"));
   }
   CHECK(files() == before);
   CHECK(scratch.names() == std::vector<std::string>{"valid"});

@@ -204,16 +204,16 @@ TEST_CASE("an adapter is removed from every layer, and its name is free again") 
   m.set.adapt(m.ctx, m.request());
   m.set.adapt(m.ctx, m.request("other"));
   m.set.merge(m.ctx, dw::MergeMode::KeepCopy);
-  CHECK(message_of<dw::StaleError>([&] { m.set.remove("default"); }) ==
+  CHECK(message_of<dw::StaleError>([&] { m.set.remove(m.ctx, "default"); }) ==
         "AdapterSet.remove: layer 'a.q': got a merged one, want unmerge first");
   CHECK(m.set.layer("a.q").adapter_count() == 2);
   m.set.unmerge(m.ctx);
-  m.set.remove("default");
+  m.set.remove(m.ctx, "default");
   CHECK_FALSE(m.set.has("default"));
   CHECK(m.set.layer("b.q").adapter_count() == 1);
   CHECK(m.set.counts().trained == 2 * 2 * (4 + 3));
   CHECK_NOTHROW(m.set.adapt(m.ctx, m.request()));
-  CHECK(message_of<dw::NameError>([&] { m.set.remove("nosuch"); }) ==
+  CHECK(message_of<dw::NameError>([&] { m.set.remove(m.ctx, "nosuch"); }) ==
         "AdapterSet: adapter: got 'nosuch', want the name of an earlier `adapt`");
 }
 

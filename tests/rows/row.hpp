@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -53,6 +54,18 @@ inline Matrix scale_columns(Matrix a, const Matrix& g, double scale = 1) {
   for (dw::index_t i = 0; i < a.rows; ++i)
     for (dw::index_t j = 0; j < a.cols; ++j) a(i, j) *= scale * g.values[static_cast<std::size_t>(j)];
   return a;
+}
+
+/// The values of a view, wherever it lies: what `add_inputs` puts into its map.
+template <class T, class Space>
+Matrix values_of(dw::MatrixView<T, Space> v) {
+  Matrix m(v.rows, v.cols);
+  std::vector<std::remove_const_t<T>> row(static_cast<std::size_t>(v.cols));
+  for (dw::index_t i = 0; i < v.rows; ++i) {
+    dw::Memory<Space>::to_host(row.data(), v.data + i * v.stride, row.size() * sizeof(T));
+    for (dw::index_t j = 0; j < v.cols; ++j) m(i, j) = static_cast<double>(row[static_cast<std::size_t>(j)]);
+  }
+  return m;
 }
 
 struct OracleInput {

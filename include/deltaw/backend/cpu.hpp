@@ -11,6 +11,7 @@
 #include "deltaw/backend/cpu_gemm.hpp"
 #include "deltaw/backend/cpu_update.hpp"
 #include "deltaw/core/random.hpp"
+#include "deltaw/core/signed_columns.hpp"
 
 namespace deltaw {
 
@@ -59,6 +60,35 @@ struct Cpu {
     check_batch("gemm_batched", steps, c);
     for (index_t k = 0; k < steps.count; ++k)
       gemm(ctx, alpha, moved(a, k * steps.a), moved(b, k * steps.b), beta, moved(c, k * steps.c));
+  }
+
+  /// C = alpha A S + beta C with S of -1, 0 and 1: sums over each column's non-zeros in their order. Rows of S from A's
+  /// columns on are left out, as if A ended in zeros. beta = 0 never reads C.
+  template <class TA, class T>
+  static void gemm_signed(Context& ctx, double alpha, MatrixView<TA, Host> a, const SignedColumns<Host>& s, double beta,
+                          MatrixView<T, Host> c) {
+    check_view("gemm_signed", "a", a, a.rows, a.cols);
+    check_view("gemm_signed", "c", c, a.rows, s.cols);
+    check_no_alias("gemm_signed", "a", a, "c", c);
+    using C = compute_t<T>;
+    Arena<Host>::Mark mark(ctx.arena);
+    const bool turn = s.non_zeros > 2 * a.cols;  // else copying A costs more than reading across its rows
+    const auto turned = turn ? temp<C>(ctx, a.cols, signed_lanes) : MatrixView<C, Host>{};
+    for (index_t first = 0; first < a.rows; first += signed_lanes) {
+      const auto rows = a.row_range(first, std::min(signed_lanes, a.rows - first));
+      const auto out = c.row_range(first, rows.rows);
+      if (turn) {
+        if (rows.rows < signed_lanes) fill(ctx, turned, 0);
+        copy_transposed(ctx, rows, turned.col_range(0, rows.rows));
+        add_signed_rows<C>(alpha, s, rows.cols, beta, out,
+                           [&](index_t row, C*) -> const C* { return turned.data + row * signed_lanes; });
+      } else {
+        add_signed_rows<C>(alpha, s, rows.cols, beta, out, [&](index_t row, C* lanes) -> const C* {
+          for (index_t l = 0; l < rows.rows; ++l) lanes[l] = static_cast<C>(rows.data[l * rows.stride + row]);
+          return lanes;
+        });
+      }
+    }
   }
 
   /// out(i, j) = f(out(i, j), in(i, j)...). An input of one row or one column is broadcast.
@@ -244,6 +274,32 @@ struct Cpu {
   template <class T, class In>
   static void check_broadcast(MatrixView<T, Host> out, MatrixView<In, Host> in) {
     check_view("map", "input", in, in.rows == 1 ? 1 : out.rows, in.cols == 1 ? 1 : out.cols);
+  }
+
+  static constexpr index_t signed_lanes = 16;  // rows that `gemm_signed` sums side by side: a cache line of floats
+
+  // At most 16 rows of C = alpha A S + beta C, `column(k, room)` being where those rows of A's column k lie side by side.
+  template <class C, class T, class F>
+  static void add_signed_rows(double alpha, const SignedColumns<Host>& s, index_t limit, double beta,
+                              MatrixView<T, Host> c, F column) {
+    using Lanes = Eigen::Array<C, signed_lanes, 1>;  // in registers: what g++ makes of a plain array here is not
+    C room[signed_lanes] = {};
+    for (index_t j = 0; j < c.cols; ++j) {
+      if (s.begin[j] == s.begin[j + 1] && beta == 1) continue;
+      Lanes sum = Lanes::Zero();
+      for (std::int32_t at = s.begin[j]; at < s.begin[j + 1]; ++at) {
+        const std::int32_t code = s.row_of[at];
+        const index_t row = code < 0 ? ~code : code;
+        if (row >= limit) break;
+        const C sign = code < 0 ? C(-1) : C(1);  // exact, and without a branch that no processor can foresee
+        sum += sign * Eigen::Map<const Lanes>(column(row, room));
+      }
+      for (index_t i = 0; i < c.rows; ++i) {
+        T& out = c.data[i * c.stride + j];
+        const C added = static_cast<C>(alpha) * sum[i];
+        out = T(beta == 0 ? added : added + static_cast<C>(beta) * static_cast<C>(out));
+      }
+    }
   }
 
   // sum_j f(j) in 16 lanes by j mod 16 and then a fixed tree: vectors without reassociating, whatever the address.

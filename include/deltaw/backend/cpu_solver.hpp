@@ -181,4 +181,9 @@ class CpuSolver {
   Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen_;  // kept, with its memory, for the next of the same size
 };
 
+template <>
+struct SolverOf<Cpu> {
+  using type = CpuSolver;
+};
+
 }  // namespace deltaw

@@ -44,6 +44,19 @@ struct Cuda {
   static void gemm_batched(Context& ctx, const BatchSteps& steps, double alpha, A a, B b, double beta,
                            MatrixView<T, Device> c);
 
+  /// C = alpha A S + beta C with S of -1, 0 and 1, as on the Cpu: rows of S from A's columns on are left out.
+  template <class TA, class T>
+  static void gemm_signed(Context& ctx, double alpha, MatrixView<TA, Device> a, const SignedColumns<Device>& s,
+                          double beta, MatrixView<T, Device> c) {
+    check_view("gemm_signed", "a", a, a.rows, a.cols);
+    check_view("gemm_signed", "c", c, a.rows, s.cols);
+    check_no_alias("gemm_signed", "a", a, "c", c);
+    if (c.empty()) return;
+    const dim3 grid(blocks(c.cols, cuda_detail::block_size), grid_rows(c.rows, 1));
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
+                        &cuda_detail::signed_kernel<T, std::remove_const_t<TA>>, alpha, read(a), s, beta, c);
+  }
+
   /// out(i, j) = f(out(i, j), in(i, j)...). An input of one row or one column is broadcast.
   template <class F, class T, class... In>
   static void map(Context& ctx, F f, MatrixView<T, Device> out, MatrixView<In, Device>... in);

@@ -9,6 +9,7 @@
 #include "deltaw/backend/cuda_context.hpp"
 #include "deltaw/core/half.hpp"
 #include "deltaw/core/random.hpp"
+#include "deltaw/core/signed_columns.hpp"
 #include "deltaw/core/view.hpp"
 
 namespace deltaw::cuda_detail {
@@ -111,6 +112,28 @@ __global__ void row_dot_kernel(double scale, ConstMatrixView<A, Device> a, Const
       sum += static_cast<C>(a.data[i * a.stride + j]) * static_cast<C>(b.data[i * b.stride + j]);
   for (int width = 16; width > 0; width /= 2) sum += __shfl_down_sync(0xffffffffu, sum, static_cast<unsigned>(width));
   if (lane == 0 && i < a.rows) out.data[i] = T(static_cast<C>(out.data[i]) + static_cast<C>(scale) * sum);
+}
+
+/// C = alpha A S + beta C: an element a thread, its column's non-zeros in their order.
+template <class T, class A>
+__global__ void signed_kernel(double alpha, ConstMatrixView<A, Device> a, SignedColumns<Device> s, double beta,
+                              MatrixView<T, Device> c) {
+  using C = compute_t<T>;
+  const index_t j = static_cast<index_t>(blockIdx.x) * block_size + static_cast<int>(threadIdx.x);
+  if (j >= c.cols) return;
+  for (index_t i = blockIdx.y; i < c.rows; i += gridDim.y) {
+    C sum = 0;
+    for (std::int32_t at = s.begin[j]; at < s.begin[j + 1]; ++at) {
+      const std::int32_t code = s.row_of[at];
+      const index_t row = code < 0 ? ~code : code;
+      if (row >= a.cols) break;
+      const C x = static_cast<C>(a.data[i * a.stride + row]);
+      sum += code < 0 ? -x : x;
+    }
+    T& out = c.data[i * c.stride + j];
+    const C added = static_cast<C>(alpha) * sum;
+    out = T(beta == 0 ? added : added + static_cast<C>(beta) * static_cast<C>(out));
+  }
 }
 
 /// out = in^T through 32 x 32 tiles, one column wider so that neither side of it collides in a bank. A block takes every

@@ -307,4 +307,9 @@ class CudaSolver {
   Tensor<int, Device> status_;  // the first failure since `wait_and_check`
 };
 
+template <>
+struct SolverOf<Cuda> {
+  using type = CudaSolver;
+};
+
 }  // namespace deltaw

@@ -21,6 +21,15 @@ struct Damping {
   double relative = 0;
 };
 
+/// The solver of a backend, for what is written once over backends. A unit that decomposes includes the header that
+/// defines it; no other unit pays for it.
+template <class B>
+struct SolverOf {
+  static_assert(sizeof(B) == 0,
+                "deltaw: this needs decompositions: include deltaw/backend/cpu_solver.hpp or "
+                "deltaw/backend/cuda_solver.hpp in this unit");
+};
+
 namespace solver_detail {
 
 /// Whether x is neither infinite nor NaN, by its bits, so that it holds under -ffast-math as well.

@@ -101,6 +101,22 @@ struct ScaledProduct {
   }
 };
 
+/// The product of all inputs.
+struct Product {
+  template <class X, class... In>
+  DELTAW_HD X operator()(X, In... in) const {
+    return (static_cast<X>(in) * ...);
+  }
+};
+
+/// out + a b.
+struct AddProduct {
+  template <class X, class Y, class Z>
+  DELTAW_HD X operator()(X out, Y a, Z b) const {
+    return out + static_cast<X>(a) * static_cast<X>(b);
+  }
+};
+
 /// 1, -1, or 0, by the sign of in.
 struct Sign {
   template <class X, class Y>

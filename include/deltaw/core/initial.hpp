@@ -32,4 +32,19 @@ void fill_gaussian(typename B::Context& ctx, Param& p, double deviation, RandomK
   p.changed();
 }
 
+/// Random factors that stay as they are, and a core small enough that dW is next to nothing: A ~ U(-1/sqrt(in), 1/sqrt(in)),
+/// B ~ U(-1/sqrt(rank), 1/sqrt(rank)), R ~ N(0, deviation^2).
+template <class B, class A>
+void fill_around_core(typename B::Context& ctx, A& adapter, std::uint64_t seed, double deviation) {
+  const LinearShape shape = adapter.shape();
+  adapter.for_each_parameter([&](auto& p) {
+    const RandomKey key = parameter_key(seed, adapter, p);
+    if (p.role == Role::Down)
+      fill_kaiming<B>(ctx, p, shape.in_total(), key, {0, static_cast<std::uint64_t>(shape.shard.in_offset)});
+    if (p.role == Role::Up)
+      fill_kaiming<B>(ctx, p, p.value.cols(), key, {static_cast<std::uint64_t>(shape.shard.out_offset), 0});
+    if (p.role == Role::Core) fill_gaussian<B>(ctx, p, deviation, key);
+  });
+}
+
 }  // namespace deltaw

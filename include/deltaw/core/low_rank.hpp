@@ -152,6 +152,7 @@ class LowRank {
     if (b_.trained) {
       typename Arena<Space>::Mark v_mark(ctx.arena);  // V is not needed longer
       const Window w = trained_ranks(b_, active_);
+    if (const Window w = trained_ranks(b_, active_); b_.trained && w.count > 0) {
       const auto v = between(ctx, z).col_range(w.first, w.count);
       B::gemm(ctx, 1, t(dy), v, 1, b_.gradient().col_range(w.first, w.count));  // dB += dY^T V
     }
@@ -200,6 +201,16 @@ class LowRank {
   void unmerge(Context& ctx, const Base&, MatrixView<W, Space> w, MatrixView<W, Space> = {}) const {
     check_view(name_, "w", w, shape_.out_features, shape_.in_features, "out_features", "in_features");
     add_delta(ctx, -1, 1, w);
+  }
+
+  /// down = M A, up = B of the ranks that take part, so that dW = s up down.
+  void copy_factors(Context& ctx, MatrixView<P, Space> down_out, MatrixView<P, Space> up_out) const {
+    if constexpr (middle_exists) {
+      middle_.apply(ctx, 1, down(), down_out);
+    } else {
+      B::copy(ctx, down(), down_out);
+    }
+    B::copy(ctx, up(), up_out);
   }
 
   template <class F>

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <numeric>
 #include <set>
 #include <string>
 #include <string_view>
@@ -17,7 +18,10 @@
 #include <utility>
 #include <vector>
 
+#include "deltaw/backend/cpu_solver.hpp"
+#include "deltaw/init/kasa.hpp"
 #include "deltaw/io/file.hpp"
+#include "deltaw/io/peft_bases.hpp"
 #include "deltaw/io/peft_config.hpp"
 #include "deltaw/io/peft_entries.hpp"
 #include "deltaw/io/safetensors.hpp"
@@ -50,7 +54,6 @@ template <class P, class B, class Act>
 void save_peft(const AdapterSet<P, B, Act>& set, std::string_view adapter_name, const std::filesystem::path& dir,
                const PeftInfo& info = {}) {
   static_assert(std::floating_point<P>, "save_peft writes parameters of type float or double");
-  const std::string config = peft_config_text(detail::config_of(set, adapter_name, info));
   for (const Selected& s : set.selected(adapter_name)) {
     detail::check_whole("save_peft", s.name, set.layer(s.name).shape());
     if (set.layer(s.name).swapped(adapter_name))
@@ -60,6 +63,7 @@ void save_peft(const AdapterSet<P, B, Act>& set, std::string_view adapter_name, 
     if (s.role == ModuleRole::Save && set.layer(s.name).merged())
       raise_mismatch<StaleError>("save_peft", "layer " + quote(s.name), "a merged layer", "unmerge first");
   }
+  const std::string config = peft_config_text(detail::config_of(set, adapter_name, info));
   SafetensorsWriter writer;
   const nlohmann::json note{{"base", base_digest(set)}, {"format", detail::note_format}, {"version", version}};
   writer.set_metadata(std::string(detail::note_key), dump_json("save_peft", note));
@@ -68,6 +72,11 @@ void save_peft(const AdapterSet<P, B, Act>& set, std::string_view adapter_name, 
       [&](const detail::PeftEntry& entry, const auto& p) {
         detail::add_values(writer, entry.key(), entry.shape(), p.value.view());
       });
+  for (const Selected& s : set.selected(adapter_name)) {
+    if (s.role == ModuleRole::Save) continue;
+    detail::add_shared(writer, set.layer(s.name).adapter(adapter_name));
+    break;  // all layers share one
+  }
   io::create_directories(dir);
   AtomicFile config_file(dir / peft_config_file);
   config_file.write(config);
@@ -128,7 +137,7 @@ AdaptRequest request_of(const PeftConfig& config, std::string_view adapter, cons
                        .options = config.options,
                        .targets = config.targets,
                        .heads = {}};
-  if (std::none_of(request.options.begin(), request.options.end(), [](auto& o) { return o.first == "any_rank"; }))
+  if (peft_method(reader.file(), config.method).any_rank)
     request.options.emplace_back("any_rank", "true");  // whoever trained it has decided; the tensors' shapes must fit
   request.targets.modules_to_save = layers_to_save(config.targets.modules_to_save, set, reader);
   const auto [rank, alpha] = standard_rank_and_alpha(config);
@@ -149,6 +158,11 @@ AdaptRequest request_of(const PeftConfig& config, std::string_view adapter, cons
   return request;
 }
 
+/// Whether the field, one for all modules, decides what the adapter computes; the rest guide a training.
+inline bool decides(const PeftField& field) {
+  return field.kind == PeftKind::Flag || field.option == "projection_prng_key";
+}
+
 /// Throws OptionError unless the file describes the adapter that the set has under that name.
 inline void check_same_adapter(std::string_view file, const PeftConfig& config, const AdaptRequest& request,
                                const std::vector<Selected>& selected) {
@@ -156,7 +170,7 @@ inline void check_same_adapter(std::string_view file, const PeftConfig& config, 
   if (config.method != request.method)
     raise_mismatch<OptionError>(file, "method", quote(config.method), quote(request.method) + made);
   for (const PeftField& field : peft_method(file, config.method).fields)
-    if (field.kind == PeftKind::Flag && option_value(field, config.options) != option_value(field, request.options))
+    if (decides(field) && option_value(field, config.options) != option_value(field, request.options))
       raise_mismatch<OptionError>(file, field.key, option_value(field, config.options),
                                   std::string(option_value(field, request.options)) + made);
   const auto [rank, alpha] = standard_rank_and_alpha(config);
@@ -172,27 +186,49 @@ inline void check_same_adapter(std::string_view file, const PeftConfig& config, 
   }
 }
 
+/// Of the ranks that a module was made with, those that the file keeps.
+inline index_t kept_rank(const PeftConfig& config, const Selected& s) {
+  for (const auto& [module, kept] : config.kept_ranks)
+    if (module == s.name) return kept;
+  return s.rank;
+}
+
+/// Throws NameError where the file keeps ranks of a module that has none.
+inline void check_kept_ranks(std::string_view file, const PeftConfig& config, const std::vector<Selected>& selected) {
+  for (const auto& [module, kept] : config.kept_ranks)
+    if (std::none_of(selected.begin(), selected.end(), [&, name = std::string_view(module)](const Selected& s) {
+          return s.role == ModuleRole::Adapt && s.name == name;
+        }))
+      raise_mismatch<NameError>(file, "field 'rank_pattern'", quote(module), "modules that have the adapter");
+}
+
 /// The tensors of an adapter that the set does not have yet.
 template <class P, class B, class Act>
 std::vector<PeftEntry> entries_to_be(const AdapterSet<P, B, Act>& set, const AdaptRequest& request,
-                                     const std::vector<Selected>& selected) {
+                                     const PeftConfig& config, const std::vector<Selected>& selected) {
   const auto method = find_method<P, B, Act>(request.method);
   std::vector<PeftEntry> entries;
   for (const Selected& s : selected) {
     const auto& base = set.layer(s.name).base();
     if (s.role == ModuleRole::Adapt) {
-      const auto adapter = method.make(base.shape, request.options, {s.rank, s.alpha, name_hash(s.name)}, nullptr);
-      adapter.for_each_parameter([&](const auto& p) { entries.push_back(entry_of(s.name, p)); });
+      const auto adapter =
+          method.make(base.shape, request.options, {s.rank, s.alpha, name_hash(s.name)}, request.shared);
+      const index_t kept = kept_rank(config, s);
+      adapter.for_each_parameter([&](const auto& p) {
+        const PeftEntry entry = entry_of(s.name, p);
+        entries.push_back(kept == s.rank ? entry : entry.of_rank(kept));
+      });
       continue;
     }
-    entries.push_back({s.name, "weight", base.shape.out_features, base.shape.in_features, false, RankAxis::None});
-    if (!base.bias.empty()) entries.push_back({s.name, "bias", 1, base.shape.out_features, true, RankAxis::None});
+    entries.push_back({s.name, "weight", base.shape.out_features, base.shape.in_features});
+    if (!base.bias.empty()) entries.push_back({s.name, "bias", 1, base.shape.out_features, PeftLayout::Vector});
   }
   return entries;
 }
 
 /// Throws NameError unless the file has just the tensors of `entries`, and those that PEFT adds without need.
-inline void check_keys(const SafetensorsReader& reader, const std::vector<PeftEntry>& entries) {
+inline void check_keys(const SafetensorsReader& reader, const std::vector<PeftEntry>& entries, const Names& shared) {
+  const std::set<std::string> taken(shared.begin(), shared.end());
   std::set<std::string> expected;
   Names missing, unexpected;
   for (const PeftEntry& entry : entries) {
@@ -204,7 +240,8 @@ inline void check_keys(const SafetensorsReader& reader, const std::vector<PeftEn
       return info.name.ends_with(suffix) &&
              expected.contains(info.name.substr(0, info.name.size() - suffix.size()).append(".bias"));
     };
-    if (!expected.contains(info.name) && !copy_in(".original_module.bias") && !copy_in(".modules_to_save.bias"))
+    if (!expected.contains(info.name) && !taken.contains(info.name) && !copy_in(".original_module.bias") &&
+        !copy_in(".modules_to_save.bias"))
       unexpected.push_back(info.name);
   }
   const std::string all = "all " + std::to_string(expected.size()) + " tensors of the adapter and no others";
@@ -227,7 +264,7 @@ inline void check_ranks(const SafetensorsReader& reader, const std::vector<PeftE
   std::map<std::string, Rank> ranks;
   for (const PeftEntry& entry : entries) {
     const TensorInfo& info = reader.at(entry.key());
-    if (entry.flat || info.shape.size() != 2) continue;
+    if (entry.layout != PeftLayout::Matrix || info.shape.size() != 2) continue;
     if (entry.rank_axis != RankAxis::Rows && entry.rank_axis != RankAxis::Cols) continue;
     const bool rows = entry.rank_axis == RankAxis::Rows;
     const Rank rank{info.shape[rows ? 0 : 1], rows ? entry.rows : entry.cols,
@@ -269,6 +306,23 @@ inline void check_note(const SafetensorsReader& reader, const std::string& base,
                                     "base (PeftLoadOptions::any_base loads it all the same)");
 }
 
+/// What a fresh adapter starts with before its values are read: nothing, but for what its method does to the base.
+struct PeftStart {
+  template <class A, class Base>
+  void operator()(typename A::Backend::Context& ctx, A& adapter, const Base& base) const {
+    if (adapter.method_name() == "kasa") (void)init::Kasa{}(ctx, adapter, base);
+  }
+};
+
+/// Leaves the first `kept` of the ranks that the module was made with.
+template <class Context, class Adapter>
+void keep_ranks(Context& ctx, Adapter& adapter, const Selected& s, index_t kept) {
+  if (s.role == ModuleRole::Save || kept == s.rank) return;
+  std::vector<index_t> ranks(static_cast<std::size_t>(kept));
+  std::iota(ranks.begin(), ranks.end(), index_t{0});
+  resize_rank(ctx, adapter, ranks, 0);
+}
+
 /// The values of all entries, each checked for shape, type and finiteness.
 template <class P>
 std::map<std::string, std::vector<P>> read_values(const SafetensorsReader& reader,
@@ -276,7 +330,7 @@ std::map<std::string, std::vector<P>> read_values(const SafetensorsReader& reade
   std::map<std::string, std::vector<P>> values;
   for (const PeftEntry& entry : entries) {
     const TensorInfo& found = reader.at(entry.key());
-    const bool one_row = entry.flat && found.shape == make_shape(1, entry.cols);
+    const bool one_row = entry.layout == PeftLayout::Vector && found.shape == make_shape(1, entry.cols);
     const TensorInfo& info = one_row ? found : reader.at(entry.key(), entry.shape());
     values.emplace(entry.key(), reader.read<P>(info, {.require_finite = true}));
   }
@@ -304,15 +358,18 @@ void load_peft(typename B::Context& ctx, AdapterSet<P, B, Act>& set, std::string
     return detail::lists_module(config.targets.modules_to_save, module);
   };
   const bool fresh = !set.has(adapter_name);
+  const auto shared = detail::read_shared<P, B, Act>(reader, config);
   AdaptRequest request;
   std::vector<Selected> selected;
   std::vector<detail::PeftEntry> entries;
   if (fresh) {
     check_adapter_name(adapter_name);
     request = detail::request_of(config, adapter_name, set, reader);
+    request.shared = shared;
     const auto [rank, alpha] = detail::standard_rank_and_alpha(config);
     selected = select(request.targets, rank, alpha, set.layer_names());
-    entries = detail::entries_to_be(set, request, selected);
+    detail::check_kept_ranks((dir / peft_config_file).string(), config, selected);
+    entries = detail::entries_to_be(set, request, config, selected);
   } else {
     selected = set.selected(adapter_name);
     detail::check_same_adapter((dir / peft_config_file).string(), config, set.request(adapter_name), selected);
@@ -322,15 +379,23 @@ void load_peft(typename B::Context& ctx, AdapterSet<P, B, Act>& set, std::string
     if (set.layer(s.name).merged())
       raise_mismatch<StaleError>("load_peft", "layer " + quote(s.name), "a merged layer", "unmerge first");
   }
+  if (!fresh && shared)
+    for (const Selected& s : selected) detail::check_shared(set.layer(s.name).adapter(adapter_name), shared);
   const auto present = fresh ? std::vector<Selected>() : selected;
   detail::for_each_peft_entry(std::as_const(set), adapter_name, present, wanted,
                               [&](const detail::PeftEntry& entry, const auto&) { entries.push_back(entry); });
-  detail::check_keys(reader, entries);
+  detail::check_keys(reader, entries, detail::base_keys(reader, detail::peft_method(reader.file(), config.method)));
   detail::check_ranks(reader, entries);
   const auto values = detail::read_values<P>(reader, entries);
   detail::check_note(reader, base_digest(set), options.any_base);
 
-  if (fresh) set.adapt(ctx, std::move(request), [](auto&&...) {});
+  if (fresh) {
+    set.adapt(ctx, std::move(request), detail::PeftStart{});
+    for (const Selected& s : selected)
+      detail::keep_ranks(ctx, set.layer(s.name).adapter(adapter_name), s, detail::kept_rank(config, s));
+  } else if (shared) {
+    for (const Selected& s : selected) detail::use_shared(set.layer(s.name).adapter(adapter_name), shared);
+  }
   detail::for_each_peft_entry(set, adapter_name, selected, wanted, [&](const detail::PeftEntry& entry, auto& p) {
     detail::unpack<P>(values.at(entry.key()), p.value.view());
     p.changed();

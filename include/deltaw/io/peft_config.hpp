@@ -29,6 +29,7 @@ struct PeftInfo {
   std::string base_model_name_or_path = {};
   std::string revision = {};
   std::string task_type = {};   ///< "CAUSAL_LM", "SEQ_CLS", ...
+  index_t total_step = 0;       ///< of an AdaLoRA training; 0: not known, and written as the least that PEFT takes
   bool fan_in_fan_out = false;  ///< PEFT's base holds W as in x out (GPT-2's Conv1D); A and B are the same either way
 };
 
@@ -38,6 +39,8 @@ struct PeftConfig {
   std::vector<std::pair<std::string, std::string>> options = {};  ///< of the method: {"rank", "8"}, ...
   Targets targets = {};
   PeftInfo info = {};
+  /// AdaLoRA: modules that keep only so many of their first ranks, whose scale stays that of all.
+  std::vector<std::pair<std::string, index_t>> kept_ranks = {};
 };
 
 namespace detail {
@@ -45,9 +48,9 @@ namespace detail {
 using OrderedJson = nlohmann::ordered_json;
 
 /// What a field of a method may hold; each has its own check and its own way to be written.
-enum class PeftKind { Rank, Alpha, Probability, Flag };
+enum class PeftKind { Rank, Alpha, PositiveAlpha, Probability, Flag, Count, Number };
 
-/// A field of the file and the option of ours that it stands for.
+/// A field of the file and the option of ours that it stands for; "kasa_config.beta" is a field of an object.
 struct PeftField {
   std::string_view key, option;
   PeftKind kind;
@@ -56,12 +59,23 @@ struct PeftField {
   bool recent = false;        ///< unknown to old versions of PEFT, so written only where it is not the standard
 };
 
+/// How the file says that a module has another rank than the rest: not at all; by `rank_pattern` and `alpha_pattern`; or,
+/// in `rank_pattern`, by one flag for each of its ranks.
+enum class PeftRanks { Uniform, Patterns, Masks };
+
 /// A method that PEFT and we both have.
 struct PeftMethod {
   std::string_view peft_type, method;
   std::span<const PeftField> fields;
   std::string_view init_key;                      ///< the field that says how the parameters began
   std::span<const std::string_view> plain_inits;  ///< its words, besides true and false, that leave the base as it was
+  PeftRanks ranks = PeftRanks::Uniform;
+  std::string_view marker = {};                ///< the field that tells it from the others of its peft_type
+  std::array<std::string_view, 2> bases = {};  ///< frozen tensors that its layers share
+  bool excludes = false;                       ///< PEFT has `exclude_modules` for it
+  bool any_rank = true;                        ///< ours has that option
+
+  bool shares_bases() const { return !bases.front().empty(); }
 };
 
 inline constexpr std::array peft_lora_fields{
@@ -71,15 +85,79 @@ inline constexpr std::array peft_lora_fields{
     PeftField{"use_rslora", "rslora", PeftKind::Flag, "false"},
     PeftField{"lora_bias", "bias", PeftKind::Flag, "false", false, true},
 };
+inline constexpr std::array peft_dora_fields{
+    PeftField{"r", "rank", PeftKind::Rank, "8", true},
+    PeftField{"lora_alpha", "alpha", PeftKind::Alpha, "8", true},
+    PeftField{"lora_dropout", "dropout", PeftKind::Probability, "0"},
+    PeftField{"use_rslora", "rslora", PeftKind::Flag, "false"},
+};
+inline constexpr std::array peft_kasa_fields{
+    PeftField{"r", "rank", PeftKind::Rank, "8", true},
+    PeftField{"lora_alpha", "alpha", PeftKind::Alpha, "8", true},
+    PeftField{"lora_dropout", "dropout", PeftKind::Probability, "0"},
+    PeftField{"kasa_config.beta", "beta", PeftKind::Number, "0.0001"},
+    PeftField{"kasa_config.gamma", "gamma", PeftKind::Number, "0.001"},
+};
+inline constexpr std::array peft_adalora_fields{
+    PeftField{"init_r", "rank", PeftKind::Rank, "12", true},
+    PeftField{"target_r", "target_rank", PeftKind::Count, "8"},
+    PeftField{"lora_alpha", "alpha", PeftKind::PositiveAlpha, "8", true},
+    PeftField{"lora_dropout", "dropout", PeftKind::Probability, "0"},
+    PeftField{"tinit", "tinit", PeftKind::Count, "0"},
+    PeftField{"tfinal", "tfinal", PeftKind::Count, "0"},
+    PeftField{"deltaT", "deltaT", PeftKind::Count, "1"},
+    PeftField{"beta1", "beta1", PeftKind::Number, "0.85"},
+    PeftField{"beta2", "beta2", PeftKind::Number, "0.85"},
+    PeftField{"orth_reg_weight", "orth_reg_weight", PeftKind::Number, "0.5"},
+};
+inline constexpr std::array peft_vera_fields{
+    PeftField{"r", "rank", PeftKind::Rank, "256", true},
+    PeftField{"vera_dropout", "dropout", PeftKind::Probability, "0"},
+    PeftField{"d_initial", "d_initial", PeftKind::Number, "0.1"},
+    PeftField{"projection_prng_key", "projection_prng_key", PeftKind::Count, "0"},
+};
+inline constexpr std::array peft_randlora_fields{
+    PeftField{"r", "rank", PeftKind::Rank, "32", true},
+    PeftField{"randlora_alpha", "alpha", PeftKind::Alpha, "640", true},
+    PeftField{"randlora_dropout", "dropout", PeftKind::Probability, "0"},
+    PeftField{"projection_prng_key", "projection_prng_key", PeftKind::Count, "0"},
+    PeftField{"sparse", "sparse", PeftKind::Flag, "false"},
+    PeftField{"very_sparse", "very_sparse", PeftKind::Flag, "false"},
+};
 inline constexpr std::array<std::string_view, 3> peft_lora_inits{"gaussian", "orthogonal", "eva"};
 
-/// Every method, a line each.
+/// Every method, a line each; of one peft_type the one without a marker comes last.
 inline constexpr std::array peft_methods{
-    PeftMethod{"LORA", "lora", peft_lora_fields, "init_lora_weights", peft_lora_inits},
+    PeftMethod{"LORA",
+               "dora",
+               peft_dora_fields,
+               "init_lora_weights",
+               peft_lora_inits,
+               PeftRanks::Patterns,
+               "use_dora",
+               {},
+               true},
+    PeftMethod{
+        "LORA", "kasa", peft_kasa_fields, "init_lora_weights", {}, PeftRanks::Patterns, "kasa_config", {}, true, false},
+    PeftMethod{
+        "LORA", "lora", peft_lora_fields, "init_lora_weights", peft_lora_inits, PeftRanks::Patterns, {}, {}, true},
+    PeftMethod{"ADALORA", "adalora", peft_adalora_fields, "init_lora_weights", {}, PeftRanks::Masks, {}, {}, true},
+    PeftMethod{"VERA", "vera", peft_vera_fields, "init_weights", {}, PeftRanks::Uniform, {}, {"vera_A", "vera_B"}},
+    PeftMethod{"RANDLORA",
+               "randlora",
+               peft_randlora_fields,
+               "init_weights",
+               {},
+               PeftRanks::Uniform,
+               {},
+               {"randlora_A", "randlora_B"}},
 };
 
 /// The word with which PEFT says that no module gets an adapter, and only `modules_to_save` are trained.
 inline constexpr std::string_view peft_no_targets = "dummy-target-modules";
+
+/// What follows a module's name in the masks of its ranks.
+inline constexpr std::string_view peft_mask_suffix = ".lora_E";
 
 /// Fields that say nothing about what the adapter computes.
 inline constexpr std::array<std::string_view, 5> peft_remarks{"auto_mapping", "eva_config", "inference_mode",
@@ -121,13 +199,17 @@ class PeftConfigReader {
     PeftConfig config{.method = std::string(method.method), .options = {}, .targets = {}, .info = {}};
     for (const PeftField& field : method.fields) config.options.emplace_back(field.option, option_text(method, field));
     read_targets(config.targets);
+    if (method.ranks == PeftRanks::Patterns) read_patterns(config.targets);
     config.info.base_model_name_or_path = text("base_model_name_or_path");
     config.info.revision = text("revision");
     config.info.task_type = text("task_type");
     if (const auto* transposed = find("fan_in_fan_out"))
       config.info.fan_in_fan_out = flag("fan_in_fan_out", *transposed);
+    if (method.ranks == PeftRanks::Masks) read_masked(config);
+    if (method.shares_bases())  // whether they are stored, the tensors say
+      if (const auto* stored = find("save_projection")) flag("save_projection", *stored);
     check_init(method);
-    check_rest();
+    check_rest(fields_, "");
     return config;
   }
 
@@ -136,11 +218,15 @@ class PeftConfigReader {
     raise_mismatch<FormatError>(file_, "field " + quote(key), shown(got), want);
   }
 
-  /// The field, or null if it is absent or null.
+  /// The field, or null if it is absent or null; one after a dot is a field of the object before it.
   const OrderedJson* find(std::string_view key) {
     read_.emplace(key);
-    const auto found = fields_.find(key);
-    return found == fields_.end() || found->is_null() ? nullptr : &*found;
+    const std::size_t dot = key.rfind('.');
+    const OrderedJson* object = dot == std::string_view::npos ? &fields_ : find(key.substr(0, dot));
+    if (object == nullptr) return nullptr;
+    if (!object->is_object()) mismatch(key.substr(0, dot), *object, "an object or null");
+    const auto found = object->find(key.substr(dot == std::string_view::npos ? 0 : dot + 1));
+    return found == object->end() || found->is_null() ? nullptr : &*found;
   }
 
   std::string text(std::string_view key) {
@@ -163,6 +249,10 @@ class PeftConfigReader {
       mismatch(key, value, "a finite number other than 0");
     return value.get<double>();
   }
+  double finite(std::string_view key, const OrderedJson& value) const {
+    if (!value.is_number() || !std::isfinite(value.get<double>())) mismatch(key, value, "a finite number");
+    return value.get<double>();
+  }
   double probability(std::string_view key, const OrderedJson& value) const {
     if (!value.is_number() || !(value >= 0 && value < 1)) mismatch(key, value, "a number of at least 0 and below 1");
     return value.get<double>();
@@ -172,11 +262,20 @@ class PeftConfigReader {
     const std::string type = text("peft_type");
     std::string known;
     for (const PeftMethod& method : peft_methods) {
-      if (method.peft_type == type) return method;
-      known.append(known.empty() ? "" : ", ").append(quote(method.peft_type));
+      if (method.peft_type == type && (method.marker.empty() || is_set(method.marker))) return method;
+      if (method.marker.empty()) known.append(known.empty() ? "" : ", ").append(quote(method.peft_type));
     }
     if (type.empty()) raise_mismatch<FormatError>(file_, "field 'peft_type'", "none", known);
     raise_mismatch<UnsupportedError>(file_, "field 'peft_type'", quote(type), known);
+  }
+
+  /// Whether a marker is there: true, or an object, even an empty one.
+  bool is_set(std::string_view marker) {
+    const auto found = fields_.find(marker);
+    if (found == fields_.end() || found->is_null() || *found == false) return false;
+    if (*found != true && !found->is_object()) mismatch(marker, *found, "true, false, an object or null");
+    read_.emplace(marker);
+    return true;
   }
 
   std::string option_text(const PeftMethod& method, const PeftField& field) {
@@ -190,6 +289,13 @@ class PeftConfigReader {
         return number_text(whole(field.key, *value, 1));
       case PeftKind::Alpha:
         return number_text(alpha(field.key, *value));
+      case PeftKind::PositiveAlpha:
+        if (alpha(field.key, *value) < 0) mismatch(field.key, *value, "a finite number above 0");
+        return number_text(alpha(field.key, *value));
+      case PeftKind::Count:
+        return number_text(whole(field.key, *value, 0));
+      case PeftKind::Number:
+        return number_text(finite(field.key, *value));
       case PeftKind::Probability:
         return number_text(probability(field.key, *value));
       case PeftKind::Flag:
@@ -247,10 +353,30 @@ class PeftConfigReader {
     targets.layers_to_transform = list("layers_to_transform", true,
                                        [&](const OrderedJson& item) { return whole("layers_to_transform", item, 0); });
     targets.layers_pattern = texts("layers_pattern", true);
+  }
+
+  void read_patterns(Targets& targets) {
     targets.rank_pattern = patterns<index_t>(
         "rank_pattern", [&](std::string_view key, const OrderedJson& item) { return whole(key, item, 1); });
     targets.alpha_pattern = patterns<double>(
         "alpha_pattern", [&](std::string_view key, const OrderedJson& item) { return alpha(key, item); });
+  }
+
+  /// What AdaLoRA has of its own.
+  void read_masked(PeftConfig& config) {
+    find("r");  // of LoRA's fields it has this one without a use
+    if (const OrderedJson* total = find("total_step")) config.info.total_step = whole("total_step", *total, 1);
+    const std::string& ranks = config.options.front().second;  // the first field is that of the rank
+    config.kept_ranks = patterns<index_t>("rank_pattern", [&](std::string_view key, const OrderedJson& mask) {
+      const bool flags = std::to_string(mask.size()) == ranks && mask.is_array() &&
+                         std::all_of(mask.begin(), mask.end(), [](auto& m) { return m.is_boolean(); });
+      if (!flags || !key.ends_with(peft_mask_suffix))
+        mismatch(
+            key, mask,
+            "a list of " + ranks + " times true or false, for a name that ends with " + std::string(peft_mask_suffix));
+      return static_cast<index_t>(std::count(mask.begin(), mask.end(), true));
+    });
+    for (auto& [module, kept] : config.kept_ranks) module.resize(module.size() - peft_mask_suffix.size());
   }
 
   void check_init(const PeftMethod& method) {
@@ -263,9 +389,15 @@ class PeftConfigReader {
                                      "saves (path_initial_model_for_weight_conversion)");
   }
 
-  void check_rest() const {
-    for (const auto& [key, value] : fields_.items()) {
+  void check_rest(const OrderedJson& fields, const std::string& prefix) const {
+    for (const auto& [name, value] : fields.items()) {
+      const std::string key = prefix + name;
       const bool remark = std::find(peft_remarks.begin(), peft_remarks.end(), key) != peft_remarks.end();
+      const auto inside = read_.upper_bound(key + ".");
+      if (value.is_object() && inside != read_.end() && inside->starts_with(key + ".")) {
+        check_rest(value, key + ".");
+        continue;
+      }
       if (read_.contains(key) || remark || asks_nothing(value)) continue;
       if (key == "bias" && value == "none") continue;
       if (key == "megatron_core" || key == "qalora_group_size") continue;  // without effect unless others are set
@@ -323,6 +455,14 @@ inline double option_number(const PeftField& field, std::span<const std::pair<st
   return value;
 }
 
+inline std::uint64_t option_count(const PeftField& field,
+                                  std::span<const std::pair<std::string, std::string>> options) {
+  const std::string_view text = option_value(field, options);
+  std::uint64_t value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);  // the registry has checked the text
+  return value;
+}
+
 /// A number as Python would have written it: alphas that are whole numbers are integers there.
 inline nlohmann::json whole_if_possible(double value) {
   constexpr double exact = 9007199254740992;  // 2^53
@@ -333,12 +473,40 @@ inline nlohmann::json whole_if_possible(double value) {
 inline nlohmann::json field_json(const PeftField& field, std::span<const std::pair<std::string, std::string>> options) {
   if (field.kind == PeftKind::Flag) return option_value(field, options) == "true";
   const double value = option_number(field, options);
-  return field.kind == PeftKind::Probability ? nlohmann::json(value) : whole_if_possible(value);
+  if (field.kind == PeftKind::PositiveAlpha && !(value > 0))
+    raise_mismatch<UnsupportedError>("peft_config_text", field.option, number_text(value),
+                                     "above 0: PEFT takes the rank for it otherwise");
+  if (field.kind == PeftKind::Count) return option_count(field, options);
+  return field.kind == PeftKind::Probability || field.kind == PeftKind::Number ? nlohmann::json(value)
+                                                                               : whole_if_possible(value);
+}
+
+/// Where the field goes: into the object before its dot, if it has one.
+inline nlohmann::json& place_of(nlohmann::json& fields, std::string_view key) {
+  const std::size_t dot = key.find('.');
+  if (dot == std::string_view::npos) return fields[std::string(key)];
+  return fields[std::string(key.substr(0, dot))][std::string(key.substr(dot + 1))];
 }
 
 template <class List>
 nlohmann::json list_or_null(const List& list) {
   return list.empty() ? nlohmann::json() : nlohmann::json(list);
+}
+
+/// What AdaLoRA has of its own: the length of the training, which PEFT wants to know, and which ranks were kept.
+inline void add_masked_fields(const PeftConfig& config, const PeftMethod& method, nlohmann::json& fields) {
+  const auto number = [&](std::string_view key) {
+    for (const PeftField& field : method.fields)
+      if (field.key == key) return static_cast<index_t>(option_number(field, config.options));
+    return index_t{0};
+  };
+  fields["total_step"] = std::max(config.info.total_step, number("tinit") + number("tfinal") + 1);
+  fields["rank_pattern"] = nullptr;
+  for (const auto& [module, kept] : config.kept_ranks) {
+    std::vector<bool> mask(static_cast<std::size_t>(number("init_r")));
+    std::fill_n(mask.begin(), kept, true);
+    fields["rank_pattern"][module + std::string(peft_mask_suffix)] = mask;
+  }
 }
 
 }  // namespace detail
@@ -363,16 +531,21 @@ inline std::string peft_config_text(const PeftConfig& config) {
                         {"task_type", detail::list_or_null(config.info.task_type)}};
   for (const detail::PeftField& field : method.fields)
     if (!field.recent || detail::option_value(field, config.options) != field.standard)
-      fields[field.key] = detail::field_json(field, config.options);
+      detail::place_of(fields, field.key) = detail::field_json(field, config.options);
+  if (!method.marker.empty() && !fields.contains(method.marker)) fields[method.marker] = true;
+  if (method.shares_bases()) fields["save_projection"] = true;
   if (targets.all_linear) fields["target_modules"] = "all-linear";
   if (!targets.pattern.empty()) fields["target_modules"] = targets.pattern;
   if (!targets.names.empty()) fields["target_modules"] = targets.names;
   if (!targets.exclude.empty()) fields["exclude_modules"] = targets.exclude;
   if (!targets.exclude_pattern.empty()) fields["exclude_modules"] = targets.exclude_pattern;
-  for (auto& entries : {"rank_pattern", "alpha_pattern"}) fields[entries] = nlohmann::json::object();
-  for (const auto& [pattern, rank] : targets.rank_pattern) fields["rank_pattern"][pattern] = rank;
-  for (const auto& [pattern, alpha] : targets.alpha_pattern)
-    fields["alpha_pattern"][pattern] = detail::whole_if_possible(alpha);
+  if (method.ranks == detail::PeftRanks::Patterns) {
+    for (auto& entries : {"rank_pattern", "alpha_pattern"}) fields[entries] = nlohmann::json::object();
+    for (const auto& [pattern, rank] : targets.rank_pattern) fields["rank_pattern"][pattern] = rank;
+    for (const auto& [pattern, alpha] : targets.alpha_pattern)
+      fields["alpha_pattern"][pattern] = detail::whole_if_possible(alpha);
+  }
+  if (method.ranks == detail::PeftRanks::Masks) detail::add_masked_fields(config, method, fields);
   return dump_json(peft_config_file, fields, 2);
 }
 

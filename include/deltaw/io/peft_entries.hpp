@@ -34,21 +34,37 @@ namespace detail {
 
 inline constexpr std::string_view peft_prefix = "base_model.model.";
 
+/// How the file holds what is a matrix here: as it is, a row as a vector, or a row as a matrix of one column.
+enum class PeftLayout { Matrix, Vector, Column };
+
 /// A parameter of the set and the tensor that holds its value.
 struct PeftEntry {
   std::string module, name;  // "blocks.0.query", "lora_A.weight"
   index_t rows = 0, cols = 0;
-  bool flat = false;  // a vector: one dimension in the file
+  PeftLayout layout = PeftLayout::Matrix;
   RankAxis rank_axis = RankAxis::None;
 
   std::string key() const { return std::string(peft_prefix).append(module).append(".").append(name); }
-  std::vector<std::uint64_t> shape() const { return flat ? make_shape(cols) : make_shape(rows, cols); }
+  std::vector<std::uint64_t> shape() const {
+    if (layout == PeftLayout::Vector) return make_shape(cols);
+    return layout == PeftLayout::Column ? make_shape(cols, 1) : make_shape(rows, cols);
+  }
+  /// The same with so many ranks.
+  PeftEntry of_rank(index_t rank) const {
+    PeftEntry entry = *this;
+    if (rank_axis == RankAxis::Rows) entry.rows = rank;
+    if (rank_axis == RankAxis::Cols) entry.cols = rank;
+    return entry;
+  }
 };
 
 template <class Param>
 PeftEntry entry_of(std::string_view module, const Param& p) {
-  const bool matrix = p.role == Role::Down || p.role == Role::Up || p.role == Role::Core || p.role == Role::Weight;
-  return {std::string(module), p.name, p.value.rows(), p.value.cols(), p.value.rows() == 1 && !matrix, p.rank_axis};
+  const bool matrix = p.role == Role::Down || p.role == Role::Up || p.role == Role::Core || p.role == Role::Weight ||
+                      p.role == Role::Coefficient;
+  PeftLayout layout = p.value.rows() == 1 && !matrix ? PeftLayout::Vector : PeftLayout::Matrix;
+  if (p.name == "lora_E") layout = PeftLayout::Column;
+  return {std::string(module), p.name, p.value.rows(), p.value.cols(), layout, p.rank_axis};
 }
 
 /// Something that is no linear layer, by a name of its own such as "norm.weight"; one row is a vector in PEFT. A name
@@ -61,7 +77,7 @@ PeftEntry extra_entry(const Param& p) {
           dotted ? p.name.substr(dot + 1) : p.name,
           p.value.rows(),
           p.value.cols(),
-          p.value.rows() == 1,
+          p.value.rows() == 1 ? PeftLayout::Vector : PeftLayout::Matrix,
           RankAxis::None};
 }
 
@@ -78,12 +94,14 @@ void for_each_peft_entry(Set& set, std::string_view adapter, const std::vector<S
   });
 }
 
+inline bool is_alpha(PeftKind kind) { return kind == PeftKind::Alpha || kind == PeftKind::PositiveAlpha; }
+
 /// Of the modules that no pattern names; 1 for what the method does not have.
 inline std::pair<index_t, double> standard_rank_and_alpha(const PeftConfig& config) {
   std::pair<index_t, double> standard{1, 1};
   for (const PeftField& field : peft_method("PeftConfig", config.method).fields) {
     if (field.kind == PeftKind::Rank) standard.first = static_cast<index_t>(option_number(field, config.options));
-    if (field.kind == PeftKind::Alpha) standard.second = option_number(field, config.options);
+    if (is_alpha(field.kind)) standard.second = option_number(field, config.options);
   }
   return standard;
 }
@@ -94,12 +112,41 @@ inline void check_whole(std::string_view where, std::string_view name, const Lin
                                      "whole layers: gather the shards into a set of whole layers first");
 }
 
+/// Of the ranks that the adapter was made with, those it has now.
+template <class Adapter>
+index_t present_rank(const Adapter& adapter, index_t made) {
+  index_t rank = made;
+  adapter.for_each_parameter([&](const auto& p) {
+    if (p.rank_axis == RankAxis::Rows) rank = p.value.rows();
+  });
+  return rank;
+}
+
+inline bool same_ranks(const std::vector<std::pair<std::string, index_t>>& present, const std::vector<index_t>& made) {
+  return std::equal(present.begin(), present.end(), made.begin(), made.end(),
+                    [](const auto& p, index_t rank) { return p.second == rank; });
+}
+
+/// Throws UnsupportedError where the file cannot say which ranks a module has.
+inline void check_made_ranks(const PeftMethod& method, const std::vector<std::pair<std::string, index_t>>& present,
+                             const std::vector<index_t>& made) {
+  for (std::size_t i = 0; i < made.size(); ++i) {
+    const bool resized = method.ranks != PeftRanks::Masks && present[i].second != made[i];
+    const bool uneven = method.ranks != PeftRanks::Patterns && made[i] != made.front();
+    if (resized || uneven)
+      raise_mismatch<UnsupportedError>(
+          "save_peft", "rank of " + quote(present[i].first), present[i].second,
+          std::to_string(resized ? made[i] : made.front()) +
+              (resized ? ", as it was made" : ", as the other modules have: PEFT has no other"));
+  }
+}
+
 /// The configuration of one adapter of the set, in words that PEFT reads as we do. Rank and alpha are those that the
 /// adapter was made with, whatever its scale is at run time.
 template <class Set>
 PeftConfig config_of(const Set& set, std::string_view adapter, const PeftInfo& info) {
   const AdaptRequest& request = set.request(adapter);
-  peft_method("save_peft", request.method);  // refuses what PEFT has not
+  const PeftMethod& method = peft_method("save_peft", request.method);  // refuses what PEFT has not
   PeftConfig config{.method = request.method, .options = request.options, .targets = {}, .info = info};
   Names adapted, saved;
   std::vector<index_t> ranks;
@@ -109,11 +156,17 @@ PeftConfig config_of(const Set& set, std::string_view adapter, const PeftInfo& i
     if (s.role == ModuleRole::Save) continue;
     ranks.push_back(s.rank);
     alphas.push_back(s.alpha);
+    config.kept_ranks.emplace_back(s.name, present_rank(set.layer(s.name).adapter(adapter), s.rank));
   }
-  config.targets = portable_targets(request.targets, set.layer_names(), adapted, saved);
+  check_made_ranks(method, config.kept_ranks, ranks);
+  if (same_ranks(config.kept_ranks, ranks)) config.kept_ranks.clear();
+  config.targets = portable_targets(request.targets, set.layer_names(), adapted, saved, method.excludes);
   const auto [rank, alpha] = standard_rank_and_alpha(config);
   config.targets.rank_pattern = portable_patterns(config.targets.rank_pattern, adapted, ranks, rank);
   config.targets.alpha_pattern = portable_patterns(config.targets.alpha_pattern, adapted, alphas, alpha);
+  if (method.ranks != PeftRanks::Patterns && !config.targets.alpha_pattern.empty())
+    raise_mismatch<UnsupportedError>("save_peft", "alpha_pattern", quote(config.targets.alpha_pattern.front().first),
+                                     "none: PEFT has one alpha for all modules of this method");
   set.for_each_extra([&](const auto& p) {
     auto& modules = config.targets.modules_to_save;
     const std::string module = extra_entry(p).module;

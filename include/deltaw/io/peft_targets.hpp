@@ -78,8 +78,10 @@ inline bool has_plain_index(std::string_view name) {
 }
 
 /// The targets as PEFT must be told them to adapt just `adapted` of `layers` and to save `saved`. Names, patterns and
-/// layers stay as they were asked for where PEFT reads them as we do; otherwise modules are named in full.
-inline Targets portable_targets(Targets targets, const Names& layers, const Names& adapted, const Names& saved) {
+/// layers stay as they were asked for where PEFT reads them as we do; otherwise modules are named in full, also where PEFT
+/// does not have `exclude_modules`.
+inline Targets portable_targets(Targets targets, const Names& layers, const Names& adapted, const Names& saved,
+                                bool has_excludes) {
   using deltaw::detail::named_by;
   const auto listed = [&](const Names& names, const std::string& layer) {
     return std::find(names.begin(), names.end(), layer) != names.end();
@@ -91,8 +93,10 @@ inline Targets portable_targets(Targets targets, const Names& layers, const Name
                              [&](const std::string& entry) { return named_by(entry, layer); }) ||
                 has_plain_index(layer);
        }));
-  if (deltaw::detail::means_all_linear(targets) || !plain_layers) {
+  const bool excludes = !targets.exclude.empty() || !targets.exclude_pattern.empty();
+  if (deltaw::detail::means_all_linear(targets) || !plain_layers || (excludes && !has_excludes)) {
     targets.all_linear = false;
+    if (!has_excludes) targets.exclude.clear(), targets.exclude_pattern.clear();
     targets.pattern.clear();
     targets.layers_to_transform.clear();
     targets.layers_pattern.clear();

@@ -6,9 +6,11 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "deltaw/core/base_change.hpp"
 #include "deltaw/core/rollback.hpp"
 #include "deltaw/init/kaiming.hpp"
 #include "deltaw/model/adapted_linear.hpp"
@@ -25,6 +27,8 @@ struct AdaptRequest {
   std::vector<OptionText> options = {};  ///< of the method: {{"rank", "8"}, {"alpha", "16"}}
   Targets targets = {};                  ///< which layers get the method, and which are trained whole
   std::vector<std::string> heads = {};   ///< the layers that `all_linear` leaves out
+  /// The frozen bases of all layers, of the method's own type `Shared`, where they are not to be drawn.
+  std::shared_ptr<const void> shared = nullptr;
 };
 
 struct ParameterCounts {
@@ -44,6 +48,7 @@ class AdapterSet {
   using Layer = AdaptedLinear<P, B, Act>;
   using Dense = DenseLinear<Act, Act, B>;
   using Any = AnyAdapter<P, B, Act>;
+  using Change = BaseChange<P, Space>;
 
   /// Declares a linear layer of the model; the order is that of reports and checkpoints.
   Layer& add_layer(std::string name, Dense base) {
@@ -73,8 +78,9 @@ class AdapterSet {
     frozen_ += count;
   }
 
-  /// Puts adapters on the layers that `request` selects, initialised by `init(ctx, adapter, base)`, and lists them. All is
-  /// checked before anything changes: throws NameError where a target or pattern matches nothing, OptionError for options.
+  /// Puts adapters on the layers that `request` selects, initialised by `init(ctx, adapter, base)`, and lists them. What the
+  /// initializer did to the weights is kept (`base_change`), to be undone by `remove`. All is checked before anything
+  /// changes: throws NameError where a target or pattern matches nothing, OptionError for options.
   template <class Init = init::Kaiming>
   std::vector<Selected> adapt(Context& ctx, AdaptRequest request, const Init& init = {}) {
     check_adapter_name(request.name);
@@ -93,7 +99,7 @@ class AdapterSet {
     std::vector<LinearShape> shapes;
     for (const Selected& s : selected)
       if (s.role == ModuleRole::Adapt) shapes.push_back(layer(s.name).shape());
-    const auto shared = method.share(ctx, shapes, request.options);
+    const auto shared = request.shared ? request.shared : method.share(ctx, shapes, request.options);
     std::vector<Any> made;
     for (const Selected& s : selected) {
       const LinearShape shape = layer(s.name).shape();
@@ -101,9 +107,20 @@ class AdapterSet {
                          ? make_adapter<P, B, Act>("full", shape, {})
                          : method.make(shape, request.options, {s.rank, s.alpha, name_hash(s.name)}, shared));
       layer(s.name).check_add(request.name, made.back());
-      if (made.back().trains_base()) continue;  // starts as the weight that `add` binds it to
-      init(ctx, made.back(), layer(s.name).base());
-      deltaw::attach(ctx, made.back(), layer(s.name).base());
+    }
+    std::vector<Change> changes(selected.size());
+    Rollback undo([&] {
+      for (std::size_t i = 0; i < selected.size(); ++i) undo_change<B>(ctx, changes[i], weight(selected[i].name));
+    });
+    for (std::size_t i = 0; i < selected.size(); ++i) {
+      if (made[i].trains_base()) continue;  // starts as the weight that `add` binds it to
+      const Dense& base = layer(selected[i].name).base();
+      if constexpr (std::is_void_v<decltype(init(ctx, made[i], base))>) {
+        init(ctx, made[i], base);
+      } else {
+        changes[i] = init(ctx, made[i], base);
+      }
+      deltaw::attach(ctx, made[i], base);
     }
     for (std::size_t i = 0; i < selected.size(); ++i) {
       Layer& target = layer(selected[i].name);
@@ -112,18 +129,35 @@ class AdapterSet {
     }
     requests_.push_back(std::move(request));
     selections_.push_back(selected);
+    changes_.push_back(std::move(changes));
+    undo.keep();
     return selected;
   }
 
-  /// Takes the adapters of that name off all layers; none if one is merged.
-  void remove(std::string_view name) {
+  /// What the initializer of that adapter did to the layer's weight; empty where it did nothing.
+  const Change& base_change(std::string_view name, std::string_view layer_name) const {
+    const std::size_t index = request_index(name);
+    for (std::size_t i = 0; i < selections_[index].size(); ++i)
+      if (selections_[index][i].name == layer_name) return changes_[index][i];
+    raise_mismatch<NameError>("AdapterSet.base_change", "layer", quoted(layer_name),
+                              "one that has adapter " + quoted(name));
+  }
+
+  /// Takes the adapters of that name off all layers, none if one is merged, and gives back to the weights what their
+  /// initializer took (up to rounding: keep a copy where the very bits must come back).
+  void remove(Context& ctx, std::string_view name) {
     const std::size_t index = request_index(name);
     for (const Selected& s : selections_[index])
       if (layer(s.name).merged())
         raise<StaleError>("AdapterSet.remove", "layer " + quoted(s.name) + ": got a merged one, want unmerge first");
-    for (const Selected& s : selections_[index]) layer(s.name).remove(name);
+    for (std::size_t i = 0; i < selections_[index].size(); ++i) {
+      const std::string& layer_name = selections_[index][i].name;
+      layer(layer_name).remove(name);
+      undo_change<B>(ctx, changes_[index][i], weight(layer_name));
+    }
     requests_.erase(requests_.begin() + static_cast<std::ptrdiff_t>(index));
     selections_.erase(selections_.begin() + static_cast<std::ptrdiff_t>(index));
+    changes_.erase(changes_.begin() + static_cast<std::ptrdiff_t>(index));
   }
 
   Layer& layer(std::string_view name) {
@@ -223,6 +257,7 @@ class AdapterSet {
       if (names_[i] == name) return layers_[i].get();
     return nullptr;
   }
+  MatrixView<Act, Space> weight(std::string_view name) { return layer(name).base().weight; }
   bool is_extra(std::string_view name) const {
     for (const auto& p : extra_)
       if (p->name == name) return true;
@@ -255,6 +290,7 @@ class AdapterSet {
   std::vector<std::unique_ptr<Parameter<P, Space>>> extra_;
   std::vector<AdaptRequest> requests_;
   std::vector<std::vector<Selected>> selections_;
+  std::vector<std::vector<Change>> changes_;  // of each selection
   std::vector<Any*> group_;
   index_t frozen_ = 0;
 };

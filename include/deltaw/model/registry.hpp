@@ -15,9 +15,16 @@
 #include "deltaw/adapters/adalora.hpp"
 #include "deltaw/adapters/block_lora.hpp"
 #include "deltaw/adapters/dora.hpp"
+#include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
+#include "deltaw/adapters/kasa.hpp"
+#include "deltaw/adapters/lamda.hpp"
 #include "deltaw/adapters/lora.hpp"
+#include "deltaw/adapters/lora_sb.hpp"
+#include "deltaw/adapters/lora_xs.hpp"
+#include "deltaw/adapters/randlora.hpp"
 #include "deltaw/adapters/sora.hpp"
+#include "deltaw/adapters/vera.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
 namespace deltaw {
@@ -134,8 +141,18 @@ constexpr auto methods() {
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
       method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
+      method_entry<Vera<P, B, Act>>("VeRA: two trained vectors around one shared random pair (Kopiczko et al., 2023)"),
+      method_entry<RandLora<P, B, Act>>("RandLoRA: a full-rank update of scaled random bases (Albert et al., 2025)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<AdaLora<P, B, Act>>("AdaLoRA: ranks go by importance until a budget is left (Zhang et al., 2023)"),
+      method_entry<LoraXs<P, B, Act>>("LoRA-XS: dW = s B R A, only R is trained (Balazy et al., 2024)"),
+      method_entry<LoraSb<P, B, Act>>(
+          "LoRA-SB: LoRA-XS with the step nearest to full fine-tuning's (Ponkshe et al., 2024)"),
+      method_entry<DyLora<P, B, Act>>("DyLoRA: LoRA trained for every rank at once (Valipour et al., 2022)"),
+      method_entry<Kasa<P, B, Act>>(
+          "KaSA: learned singular values on a base without its smallest ones (Wang et al., 2024)"),
+      method_entry<Lamda<P, B, Act>>(
+          "LaMDA: dW = s B M A, A frozen, B freezing as training goes on (Azizi et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
