@@ -7,12 +7,13 @@
 #include <tuple>
 
 #include "rows/adalora.hpp"
+#include "rows/codyra.hpp"
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
 #include "rows/sora.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, SoraRow, AdaLoraRow, FullDeltaRow>;
+using Rows = std::tuple<LoraRow, SoraRow, AdaLoraRow, CoDyRARow, FullDeltaRow>;
 
 }  // namespace deltaw_tests

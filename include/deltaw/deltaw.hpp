@@ -3,6 +3,7 @@
 // adapted layer. Named layers with targets by pattern: deltaw/model/adapter_set.hpp. Files: deltaw/io/.
 
 #include "deltaw/adapters/adalora.hpp"
+#include "deltaw/adapters/codyra.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"

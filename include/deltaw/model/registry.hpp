@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "deltaw/adapters/adalora.hpp"
+#include "deltaw/adapters/codyra.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
 #include "deltaw/adapters/sora.hpp"
@@ -132,6 +133,7 @@ constexpr auto methods() {
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<AdaLora<P, B, Act>>("AdaLoRA: ranks go by importance until a budget is left (Zhang et al., 2023)"),
+      method_entry<CoDyRA<P, B, Act>>("CoDyRA: task after task, with gates closed in each (Lu et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
