@@ -9,6 +9,7 @@
 #include "rows/adalora.hpp"
 #include "rows/block_lora.hpp"
 #include "rows/dora.hpp"
+#include "rows/codyra.hpp"
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
 #include "rows/randlora.hpp"
@@ -17,7 +18,6 @@
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow,
-                        DyLoraRow, KasaRow, LamdaRow, FullDeltaRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow, DyLoraRow, KasaRow, LamdaRow, FullDeltaRow, CoDyRARow>;
 
 }  // namespace deltaw_tests

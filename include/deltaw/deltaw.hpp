@@ -6,6 +6,7 @@
 #include "deltaw/adapters/block_lora.hpp"
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/dylora.hpp"
+#include "deltaw/adapters/codyra.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/kasa.hpp"
 #include "deltaw/adapters/lamda.hpp"

@@ -16,6 +16,7 @@
 #include "deltaw/adapters/block_lora.hpp"
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/dylora.hpp"
+#include "deltaw/adapters/codyra.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/kasa.hpp"
 #include "deltaw/adapters/lamda.hpp"
@@ -153,6 +154,7 @@ constexpr auto methods() {
           "KaSA: learned singular values on a base without its smallest ones (Wang et al., 2024)"),
       method_entry<Lamda<P, B, Act>>(
           "LaMDA: dW = s B M A, A frozen, B freezing as training goes on (Azizi et al., 2024)"),
+      method_entry<CoDyRA<P, B, Act>>("CoDyRA: task after task, with gates closed in each (Lu et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
