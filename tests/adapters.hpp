@@ -11,10 +11,11 @@
 #include "rows/dora.hpp"
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
+#include "rows/nola.hpp"
 #include "rows/sora.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, FullDeltaRow, SoraRow, AdaLoraRow, NolaRow>;
 
 }  // namespace deltaw_tests

@@ -7,6 +7,7 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
+#include "deltaw/adapters/nola.hpp"
 #include "deltaw/adapters/sora.hpp"
 #include "deltaw/backend/cpu.hpp"
 #include "deltaw/base/base_ref.hpp"

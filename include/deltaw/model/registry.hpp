@@ -17,6 +17,7 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
 #include "deltaw/adapters/lora.hpp"
+#include "deltaw/adapters/nola.hpp"
 #include "deltaw/adapters/sora.hpp"
 #include "deltaw/model/any_adapter.hpp"
 
@@ -132,6 +133,7 @@ template <class P, class B, class Act = P>
 constexpr auto methods() {
   return std::array{
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
+      method_entry<Nola<P, B, Act>>("NOLA: LoRA's factors as sums of random matrices (Koohpayegani et al., 2024)"),
       method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
