@@ -154,7 +154,7 @@ class Nola : public LowRank<P, B, Act> {
   const Options& options() const { return options_; }
 
  private:
-  /// The matrices `bound` times U_n, and all their numbers, elements x matrices, where they are cached.
+  /// The matrices `bound` times U_n, and all their numbers, matrices x elements, where they are cached.
   struct Basis {
     RandomBases bases;
     double bound = 1;
@@ -194,7 +194,7 @@ class Nola : public LowRank<P, B, Act> {
     const auto out = f.value.view();
     if (!options_.cached) return B::random_combine(ctx, basis.bases, basis.bound, c.value.view(), keep, out);
     if (basis.numbers.empty()) draw(ctx, basis, out, c.value.cols());
-    B::gemm(ctx, basis.bound, c.value.view(), t(std::as_const(basis.numbers).view()), keep, as_row(out));
+    B::gemm(ctx, basis.bound, c.value.view(), std::as_const(basis.numbers).view(), keep, as_row(out));
   }
   // dc_n += bound <U_n, df>, df = 0.
   void project(Context& ctx, const Basis& basis, Parameter<P, Space>& f, Parameter<P, Space>& c) {
@@ -202,17 +202,23 @@ class Nola : public LowRank<P, B, Act> {
     if (c.trained && !options_.cached)
       B::random_project(ctx, basis.bases, basis.bound, df, c.gradient());
     else if (c.trained && !basis.numbers.empty())
-      B::gemm(ctx, basis.bound, as_row(df), basis.numbers.view(), 1, c.gradient());
+      B::gemm(ctx, basis.bound, as_row(df), t(basis.numbers.view()), 1, c.gradient());
     B::fill(ctx, df, 0);
   }
-  // All the numbers, a row of F at a time, since the rows of a shard do not follow each other in the whole.
+  // All the numbers, matrices x elements, in tiles that do not leave a row of a shard, since its rows do not follow each other
+  // in the whole.
   static void draw(Context& ctx, Basis& basis, MatrixView<P, Space> f, index_t count) {
-    const auto numbers = basis.numbers.resize(f.size(), count);
+    constexpr index_t tile = 256;
+    const auto numbers = basis.numbers.resize(count, f.size());
     const bool whole = basis.bases.row_step == static_cast<std::uint64_t>(f.cols);
-    const index_t rows = whole ? f.size() : f.cols;
-    for (index_t first = 0; first < f.size(); first += rows)
-      B::fill_uniform(ctx, basis.bases.key, {basis.bases.element(first / f.cols, index_t{0}), 0}, -1, 1,
-                      numbers.row_range(first, rows));
+    const index_t row = whole ? f.size() : f.cols;
+    for (index_t start = 0; start < f.size(); start += row)
+      for (index_t j = 0; j < row; j += tile) {
+        typename Arena<Space>::Mark mark(ctx.arena);
+        const auto part = B::template temp<P>(ctx, std::min(tile, row - j), count);
+        B::fill_uniform(ctx, basis.bases.key, {basis.bases.element(start / f.cols, j), 0}, -1, 1, part);
+        B::copy_transposed(ctx, part, numbers.col_range(start + j, part.rows));
+      }
   }
   static MatrixView<P, Space> as_row(MatrixView<P, Space> m) { return {m.data, 1, m.size()}; }
 
