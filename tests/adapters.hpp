@@ -13,11 +13,12 @@
 #include "rows/full_delta.hpp"
 #include "rows/lora.hpp"
 #include "rows/randlora.hpp"
+#include "rows/nola.hpp"
 #include "rows/sora.hpp"
 #include "rows/vera.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow, DyLoraRow, KasaRow, LamdaRow, FullDeltaRow, CoDyRARow>;
+using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow, DyLoraRow, KasaRow, LamdaRow, FullDeltaRow, CoDyRARow, NolaRow>;
 
 }  // namespace deltaw_tests

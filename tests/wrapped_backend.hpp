@@ -111,6 +111,19 @@ struct Wrapped {
     ctx.hook.pass(0, bytes(out));
     Inner::fill_normal(ctx, key, origin, deviation, out);
   }
+  template <class TC, class T>
+  static void random_combine(Context& ctx, const dw::RandomBases& bases, double scale, View<TC> c, double beta,
+                             View<T> out) {
+    scale = ctx.hook.product(scale, 2.0 * static_cast<double>(out.size()) * static_cast<double>(c.cols),
+                             bytes(c) + bytes(out) * (beta == 0 ? 1 : 2));
+    Inner::random_combine(ctx, bases, scale, c, beta, out);
+  }
+  template <class TA, class T>
+  static void random_project(Context& ctx, const dw::RandomBases& bases, double scale, View<TA> in, View<T> out) {
+    scale = ctx.hook.product(scale, 2.0 * static_cast<double>(in.size()) * static_cast<double>(out.cols),
+                             bytes(in) + 2 * bytes(out));
+    Inner::random_project(ctx, bases, scale, in, out);
+  }
   using StepState = typename Inner::StepState;
   struct Step : Inner::Step {
     Hook& hook;

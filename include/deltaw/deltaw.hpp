@@ -14,6 +14,7 @@
 #include "deltaw/adapters/lora_sb.hpp"
 #include "deltaw/adapters/lora_xs.hpp"
 #include "deltaw/adapters/randlora.hpp"
+#include "deltaw/adapters/nola.hpp"
 #include "deltaw/adapters/sora.hpp"
 #include "deltaw/adapters/vera.hpp"
 #include "deltaw/backend/cpu.hpp"

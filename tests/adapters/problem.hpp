@@ -77,7 +77,7 @@ void add_cases(std::vector<Case<P, B, Act>>& cases) {
     c.method = A::method;
     c.label = variant.label;
     c.first = std::exchange(first, false);
-    c.identity_at_init = Row::identity_at_init;
+    c.identity_at_init = Row::identity_at_init && !variant.moves_at_start;
     c.mergeable = Row::mergeable;
     static_assert(
         !Row::mergeable || requires { &A::delta_weight; },

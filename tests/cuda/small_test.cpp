@@ -29,6 +29,15 @@ TEST_CASE("reductions, a transpose, random numbers and a step, each in two block
   const auto key = dw::RandomKey{7}.fold(1).fold(2);
   CHECK(turned.at(33, 1) == (key.block(0, 33)[1] < 0x80000000u ? 0 : 2));
 
+  Guarded<float> projections(1, 5);  // five matrices are two blocks
+  projections.fill_with(0);
+  Cuda::random_project(ctx, {key, 0, 34}, 1, a.const_view(), projections.view());
+  double projection = 0;
+  for (index_t i = 0; i < 17; ++i)
+    for (index_t j = 0; j < 34; ++j)
+      projection += a.at(i, j) * (2 * dw::uniform01(key.block(1, static_cast<std::uint64_t>(i * 34 + j))[0]) - 1);
+  CHECK(within(projections.at(0, 4), projection, 1e-4));
+
   Bag<float, Cuda> bag;
   bag.add("w", 1, 4097, 3);
   bag.fill_gradients(4);

@@ -81,6 +81,7 @@ struct Variant {
   Options options;
   /// Parameters whose gradient is by definition not the true one: it is the oracle's with `OracleInput::held` as it was.
   std::vector<std::string> held_fixed = {};
+  bool moves_at_start = false;  ///< not the base at the start, though the row's other variants are
 };
 
 /// What one forward and one backward cost: products and passes launched, FLOPs, bytes through memory, temporaries.

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "deltaw/backend/cpu_bases.hpp"
 #include "deltaw/backend/cpu_gemm.hpp"
 #include "deltaw/backend/cpu_update.hpp"
 #include "deltaw/core/random.hpp"
@@ -205,6 +206,26 @@ struct Cpu {
     for_each_random(key, origin, out.rows, out.cols, [&](index_t i, index_t j, std::uint32_t bits) {
       out.data[i * out.stride + j] = T(deviation * normal01(bits));
     });
+  }
+
+  /// out = beta out + scale sum_n c_n U_n (c: one row), see RandomBases; beta = 0 never reads out.
+  template <class TC, class T>
+  static void random_combine(Context& ctx, const RandomBases& bases, double scale, MatrixView<TC, Host> c, double beta,
+                             MatrixView<T, Host> out) {
+    check_view("random_combine", "c", c, 1, c.cols);
+    check_view("random_combine", "out", out, out.rows, out.cols);
+    check_no_alias("random_combine", "c", c, "out", out);
+    cpu_detail::bases::combine(ctx.arena, bases, scale, c, beta, out);
+  }
+
+  /// out_n += scale <U_n, in> (out: one row), see RandomBases.
+  template <class TA, class T>
+  static void random_project(Context& ctx, const RandomBases& bases, double scale, MatrixView<TA, Host> in,
+                             MatrixView<T, Host> out) {
+    check_view("random_project", "in", in, in.rows, in.cols);
+    check_view("random_project", "out", out, 1, out.cols);
+    check_no_alias("random_project", "in", in, "out", out);
+    cpu_detail::bases::project(ctx.arena, bases, scale, in, out);
   }
 
   /// What an optimizer keeps on the device between its steps: nothing, here.

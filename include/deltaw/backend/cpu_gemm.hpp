@@ -82,6 +82,19 @@ void product(double alpha, Operand<T> a, Operand<T> b, double beta, MatrixView<T
   const int lda = leading(a.stride, a.transposed ? a.rows : a.cols);
   const int ldb = leading(b.stride, b.transposed ? b.rows : b.cols);
   const int ldc = leading(c.stride, c.cols);
+  if (c.rows == 1) {  // reads B once, where a general product first copies it into blocks
+    scale_rows(beta, c);
+    const int step = a.transposed ? leading(a.stride, 1) : 1;
+    const auto stored = b.transposed ? CblasNoTrans : CblasTrans;
+    const int rows = n(b.transposed ? b.cols : b.rows), cols = n(b.transposed ? b.rows : b.cols);
+    if constexpr (std::is_same_v<T, float>) {
+      cblas_sgemv(CblasRowMajor, stored, rows, cols, static_cast<float>(alpha), b.data, ldb, a.data, step, 1, c.data,
+                  1);
+    } else {
+      cblas_dgemv(CblasRowMajor, stored, rows, cols, alpha, b.data, ldb, a.data, step, 1, c.data, 1);
+    }
+    return;
+  }
   if constexpr (std::is_same_v<T, float>) {
     cblas_sgemm(CblasRowMajor, flag(a.transposed), flag(b.transposed), n(c.rows), n(c.cols), n(a.cols),
                 static_cast<float>(alpha), a.data, lda, b.data, ldb, static_cast<float>(beta), c.data, ldc);

@@ -150,6 +150,40 @@ struct Cuda {
     random(ctx, cuda_detail::NormalElement<T>{out, deviation}, key, origin, out.rows, out.cols);
   }
 
+  /// out = beta out + scale sum_n c_n U_n (c: one row), see RandomBases; beta = 0 never reads out.
+  template <class TC, class T>
+  static void random_combine(Context& ctx, const RandomBases& bases, double scale, MatrixView<TC, Device> c,
+                             double beta, MatrixView<T, Device> out) {
+    check_view("random_combine", "c", c, 1, c.cols);
+    check_view("random_combine", "out", out, out.rows, out.cols);
+    check_no_alias("random_combine", "c", c, "out", out);
+    if (out.empty()) return;
+    const cuda_detail::Tiling tiling{row_width(out.cols), 1};
+    const dim3 grid(blocks(out.cols, tiling.width), grid_rows(out.rows, cuda_detail::block_size / tiling.width));
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
+                        &cuda_detail::random_combine_kernel<std::remove_const_t<TC>, T>, bases, scale, read(c), beta,
+                        out, tiling);
+  }
+  /// out_n += scale <U_n, in> (out: one row), see RandomBases.
+  template <class TA, class T>
+  static void random_project(Context& ctx, const RandomBases& bases, double scale, MatrixView<TA, Device> in,
+                             MatrixView<T, Device> out) {
+    check_view("random_project", "in", in, in.rows, in.cols);
+    check_view("random_project", "out", out, 1, out.cols);
+    check_no_alias("random_project", "in", in, "out", out);
+    if (in.empty() || out.empty()) return;
+    auto flat = read(in);  // one long row where the numbering allows it, so that short rows waste no threads
+    if (in.contiguous() && bases.row_step == static_cast<std::uint64_t>(in.cols)) flat = {in.data, 1, in.size()};
+    Arena<Device>::Mark mark(ctx.arena);
+    const dim3 grid(blocks(out.cols, 4), std::min(blocks(flat.cols, 16 * cuda_detail::block_size), 64u));
+    auto partial = temp<compute_t<T>>(ctx, static_cast<index_t>(grid.y), 4 * static_cast<index_t>(grid.x));
+    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
+                        &cuda_detail::random_project_kernel<std::remove_const_t<TA>, compute_t<T>>, bases, flat,
+                        partial);
+    column_sums(ctx, scale * 0x1p-23, read(partial.col_range(0, out.cols)), ConstMatrixView<compute_t<T>, Device>{},
+                out);
+  }
+
   struct Constant {
     double value;
     template <class X>

@@ -73,6 +73,25 @@ struct RandomOrigin {
 /// Uniform in [0, 1): the top 24 bits times 2^-24, so float and double get the very same number.
 DELTAW_HD constexpr double uniform01(std::uint32_t bits) { return static_cast<double>(bits >> 8) * 0x1p-24; }
 
+/// Random matrices U_0, U_1, ... that are drawn where they are used and never stored: element (i, j) of U_n is the number of
+/// `fill_uniform` in [-1, 1) under `key`, at row first + i row_step + j and column n. So one block of Philox has an element of
+/// four matrices, and all of them together are one filled matrix, elements x matrices, for who would rather store them.
+struct RandomBases {
+  RandomKey key;
+  std::uint64_t first = 0;     ///< of the element (0, 0): not 0 where a view is a part of the whole
+  std::uint64_t row_step = 0;  ///< columns of the whole
+
+  template <class Index>
+  DELTAW_HD constexpr std::uint64_t element(Index i, Index j) const {
+    return first + static_cast<std::uint64_t>(i) * row_step + static_cast<std::uint64_t>(j);
+  }
+};
+
+/// 2^23 times that number: a whole one, which float holds exactly.
+DELTAW_HD constexpr std::int32_t signed24(std::uint32_t bits) {
+  return static_cast<std::int32_t>(bits ^ 0x80000000u) >> 8;
+}
+
 namespace detail {
 
 // log(x) for x in (0, 1), by explicit fma only: the same bits wherever fma, + and / round correctly, whatever a

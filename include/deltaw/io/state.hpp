@@ -82,20 +82,25 @@ void check_unmerged(std::string_view where, const Parameters& parameters) {
   });
 }
 
-/// The adapters of a set in their order: method, options as they were given, and the scale on each layer.
+/// The adapters of a set in their order: method, options as they were given, and, of each layer, the scale and the digest of
+/// what is drawn again and not saved.
 template <class Parameters>
 nlohmann::json describe_adapters(const Parameters& parameters) {
   auto adapters = nlohmann::json::array();
   if constexpr (requires { parameters.requests(); }) {
     for (const auto& request : parameters.requests()) {
-      nlohmann::json options = nlohmann::json::object(), scales = nlohmann::json::object();
+      nlohmann::json options = nlohmann::json::object(), scales = options, digests = options;
       for (const auto& [name, value] : request.options) options[name] = value;
       for (const auto& s : parameters.selected(request.name)) {
         const auto& adapter = parameters.layer(s.name).adapter(request.name);
         if (adapter.can_scale()) scales[s.name] = adapter.scale();
+        if (adapter.basis_digest() != 0) digests[s.name] = adapter.basis_digest();
       }
-      adapters.push_back(
-          {{"name", request.name}, {"method", request.method}, {"options", options}, {"scales", scales}});
+      adapters.push_back({{"name", request.name},
+                          {"method", request.method},
+                          {"options", options},
+                          {"scales", scales},
+                          {"basis_digests", digests}});
     }
   }
   return adapters;
@@ -215,8 +220,17 @@ inline TrainingState read_state_fields(const StateFields& fields) {
   return state;
 }
 
-/// Throws unless the set has the adapters of the file, in their order and with the scales they had. Other options, such
-/// as a dropout, may have been changed on purpose: that is a warning.
+/// Throws where coefficients would be read into other random matrices than they were trained for.
+inline void check_basis_digests(const std::string& where, const nlohmann::json& saved, const nlohmann::json& here) {
+  for (const auto& [layer, digest] : here["basis_digests"].items())
+    if (saved.contains(layer) && saved[layer] != digest)
+      raise_mismatch<OptionError>(
+          where, "basis_digest of adapter " + quote(here["name"].get<std::string>()) + " on layer " + quote(layer),
+          digest.dump(), saved[layer].dump() + ", as saved: the same seed, layer, sizes and shape");
+}
+
+/// Throws unless the set has the adapters of the file, in their order, with the scales they had and the random bases that
+/// their coefficients were trained for. Other options, such as a dropout, may have been changed on purpose: that is a warning.
 template <class Parameters>
 void check_adapters(const StateFields& fields, const Parameters& parameters, std::vector<std::string>& warnings) {
   const nlohmann::json here = describe_adapters(parameters);
@@ -242,6 +256,7 @@ void check_adapters(const StateFields& fields, const Parameters& parameters, std
             "scale of adapter " + quote(here[i]["name"].template get<std::string>()) + " on layer " + quote(layer),
             scale.dump(),
             (scales.contains(layer) ? scales[layer].dump() : "none") + ", as saved (alpha over rank, or set_scale)");
+    check_basis_digests(fields.where(), saved[i].value("basis_digests", nlohmann::json::object()), here[i]);
     if (saved[i]["options"] != here[i]["options"])
       warnings.push_back(fields.where() + ": options of adapter " + quote(here[i]["name"].template get<std::string>()) +
                          ": it was saved with " + saved[i]["options"].dump() + " and is resumed with " +

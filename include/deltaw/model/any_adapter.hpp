@@ -120,6 +120,8 @@ class AnyAdapter {
   std::string_view method_name() const { return self_->method_name(); }
   /// What tells this layer's random numbers from those of others with the same seed; 0 for methods without.
   std::uint64_t layer() const { return self_->layer(); }
+  /// Of what is frozen, random and not saved, see Nola; 0 for methods without.
+  std::uint64_t basis_digest() const { return self_->basis_digest(); }
   /// The typed adapter inside, or null if it is of another type.
   template <class A>
   A* get() {
@@ -184,6 +186,7 @@ class AnyAdapter {
     virtual bool reads_input_in_backward() const = 0;
     virtual std::string_view method_name() const = 0;
     virtual std::uint64_t layer() const = 0;
+    virtual std::uint64_t basis_digest() const = 0;
   };
 
   // One row a member; an optional capability that the method lacks raises UnsupportedError, which names both.
@@ -274,6 +277,10 @@ class AnyAdapter {
     std::string_view method_name() const override { return A::method; }
     std::uint64_t layer() const override {
       if constexpr (requires { adapter.options().layer; }) return adapter.options().layer;
+      return 0;
+    }
+    std::uint64_t basis_digest() const override {
+      if constexpr (requires { adapter.basis_digest(); }) return adapter.basis_digest();
       return 0;
     }
 

@@ -24,6 +24,7 @@
 #include "deltaw/adapters/lora_sb.hpp"
 #include "deltaw/adapters/lora_xs.hpp"
 #include "deltaw/adapters/randlora.hpp"
+#include "deltaw/adapters/nola.hpp"
 #include "deltaw/adapters/sora.hpp"
 #include "deltaw/adapters/vera.hpp"
 #include "deltaw/model/any_adapter.hpp"
@@ -140,6 +141,7 @@ template <class P, class B, class Act = P>
 constexpr auto methods() {
   return std::array{
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
+      method_entry<Nola<P, B, Act>>("NOLA: LoRA's factors as sums of random matrices (Koohpayegani et al., 2024)"),
       method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
       method_entry<Vera<P, B, Act>>("VeRA: two trained vectors around one shared random pair (Kopiczko et al., 2023)"),
