@@ -8,17 +8,23 @@
 
 #include "rows/adalora.hpp"
 #include "rows/block_lora.hpp"
-#include "rows/dora.hpp"
 #include "rows/codyra.hpp"
+#include "rows/dora.hpp"
+#include "rows/dylora.hpp"
 #include "rows/full_delta.hpp"
+#include "rows/kasa.hpp"
+#include "rows/lamda.hpp"
 #include "rows/lora.hpp"
-#include "rows/randlora.hpp"
+#include "rows/lora_sb.hpp"
+#include "rows/lora_xs.hpp"
 #include "rows/nola.hpp"
+#include "rows/randlora.hpp"
 #include "rows/sora.hpp"
 #include "rows/vera.hpp"
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, BlockLoraRow, DoraRow, SoraRow, AdaLoraRow, VeraRow, RandLoraRow, LoraXsRow, LoraSbRow, DyLoraRow, KasaRow, LamdaRow, FullDeltaRow, CoDyRARow, NolaRow>;
+using Rows = std::tuple<LoraRow, DoraRow, BlockLoraRow, VeraRow, NolaRow, RandLoraRow, SoraRow, AdaLoraRow, CoDyRARow,
+                        KasaRow, DyLoraRow, LoraXsRow, LoraSbRow, LamdaRow, FullDeltaRow>;
 
 }  // namespace deltaw_tests
