@@ -71,7 +71,7 @@ class Kasa : public LowRank<P, B, Act, Gate> {
       for (auto* factor : {&layer->a_, &layer->b_}) {
         const index_t longer = std::max(factor->value.rows(), factor->value.cols());
         const double extra = o.reference_form ? static_cast<double>(longer - values.cols) : 0;
-        add_orthogonality<B>(ctx, *factor, o.gamma * share, extra, loss);
+        add_orthogonality<B>(ctx, *factor, o.gamma * share, loss, extra);
       }
     }
   }
