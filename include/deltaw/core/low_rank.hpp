@@ -149,10 +149,8 @@ class LowRank {
     const auto b = factor_of(ctx, b_, b_rounded_).col_range(0, active_);
     auto h = !is_given(dx) ? saved.h.resize(dy.rows, active_) : B::template temp<Between>(ctx, dy.rows, active_);
     const auto z = std::as_const(saved.z).view();
-    if (b_.trained) {
-      typename Arena<Space>::Mark v_mark(ctx.arena);  // V is not needed longer
-      const Window w = trained_ranks(b_, active_);
     if (const Window w = trained_ranks(b_, active_); b_.trained && w.count > 0) {
+      typename Arena<Space>::Mark v_mark(ctx.arena);  // V is not needed longer
       const auto v = between(ctx, z).col_range(w.first, w.count);
       B::gemm(ctx, 1, t(dy), v, 1, b_.gradient().col_range(w.first, w.count));  // dB += dY^T V
     }

@@ -69,40 +69,6 @@ void add_orthogonality(typename B::Context& ctx, Parameter<T, Space>& p, double 
                        double extra = 0) {
   if (p.trained)
     add_orthogonality<B>(ctx, p.rank_axis, std::as_const(p.value).view(), p.gradient(), weight, loss, extra);
-// The pull of a factor's ranks towards orthonormal ones, which KaSA and AdaLoRA add to the loss.
-#include "deltaw/core/config.hpp"
-#include "deltaw/core/parameter.hpp"
-/// out weight / (sqrt(norm2 + extra) + epsilon).
-struct OverRoot {
-  double weight = 1, extra = 0, epsilon = 0;
-  DELTAW_HD X operator()(X out, Y norm2) const {
-    return out * static_cast<X>(weight / (std::sqrt(static_cast<double>(norm2) + extra) + epsilon));
-/// out + weight sqrt(norm2 + extra).
-  double weight = 1, extra = 0;
-  DELTAW_HD X operator()(X out, Y norm2) const {
-    return out + static_cast<X>(weight * std::sqrt(static_cast<double>(norm2) + extra));
-/// loss += weight root with root = sqrt(||M||^2 + extra): M = F F^T - I of a factor whose ranks are rows, F^T F - I of one
-/// whose ranks are columns. The gradient += weight 2 M F (or F M) / (root + 1e-12), where it is trained. `loss` is 1 x 1, or
-/// empty. Nothing waits, and nothing is larger than rank x rank: ||F^T F - I||^2 is ||F F^T - I||^2 + cols - rows.
-template <class B, class P>
-void add_orthogonality(typename B::Context& ctx, Parameter<P, typename B::Space>& factor, double weight,
-                       double extra = 0, MatrixView<P, typename B::Space> loss = {}) {
-  using Space = typename B::Space;
-  const auto f = std::as_const(factor.value).view();
-  const bool by_rows = factor.rank_axis == RankAxis::Rows;
-  const index_t ranks = by_rows ? f.rows : f.cols;
-  auto m = B::template temp<P>(ctx, ranks, ranks);
-  auto norm2 = B::template temp<P>(ctx, 1, 1);
-  B::fill(ctx, m, 0);
-  B::fill(ctx, MatrixView<P, Space>(m.data, ranks, 1, ranks + 1), 1);
-  by_rows ? B::gemm(ctx, 1, f, t(f), -1, m) : B::gemm(ctx, 1, t(f), f, -1, m);
-  const ConstMatrixView<P, Space> elements(m.data, 1, ranks * ranks);
-  B::fill(ctx, norm2, 0);
-  B::row_dot(ctx, 1, elements, elements, norm2);
-  if (!loss.empty()) B::map(ctx, AddRoot{weight, extra}, loss, norm2);
-  if (!factor.trained) return;
-  B::map(ctx, OverRoot{2 * weight, extra, 1e-12}, m, norm2);
-  by_rows ? B::gemm(ctx, 1, m, f, 1, factor.gradient()) : B::gemm(ctx, 1, f, m, 1, factor.gradient());
 }
 
 }  // namespace deltaw
