@@ -138,7 +138,7 @@ TEST_CASE("DyLoRA: a truncation is a plain LoRA of the leading ranks, whatever t
         "DyLora: rank: got 5, want 1 to 4");
 }
 
-TEST_CASE("DyLoRA: cut to half its ranks or fewer it does better than LoRA cut as far") {
+TEST_CASE("DyLoRA: cut to half its ranks or fewer it does better than LoRA cut as far", "[effect]") {
   const index_t in = 12, out = 10, rank = 6;
   for (bool frozen : {true, false}) {
     for (std::uint32_t seed : {1u, 2u, 3u}) {

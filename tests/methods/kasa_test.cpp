@@ -138,7 +138,7 @@ TEST_CASE("KaSA: a set keeps what was taken from each weight, and gives it back 
   CHECK(frobenius(plus(v, v0, -1)) < 1e-13);
 }
 
-TEST_CASE("KaSA: it learns a change of low rank, and its penalty keeps the factors nearer to orthonormal") {
+TEST_CASE("KaSA: it learns a change of low rank, and its penalty keeps the factors nearer to orthonormal", "[effect]") {
   for (std::uint32_t seed : {1u, 2u, 3u}) {
     const Matrix w = random_values(10, 12, seed), x = random_values(100, 12, seed + 1);
     const Matrix target = times_transposed(x, plus(w, with_singular_values(10, 12, {2, 1.5}, seed + 2)));

@@ -85,7 +85,7 @@ TEST_CASE("LaMDA: the spectral start moves the leading triplets out of the weigh
   CHECK(frobenius(plus(layer.w, w, -1)) < 1e-13);
 }
 
-TEST_CASE("LaMDA: a trained B learns what a frozen one cannot, with a third of the steps for it") {
+TEST_CASE("LaMDA: a trained B learns what a frozen one cannot, with a third of the steps for it", "[effect]") {
   for (std::uint32_t seed : {1u, 2u, 3u}) {
     const index_t in = 14, out = 12, rank = 3;
     const Matrix w = with_singular_values(out, in, {4, 3.5, 3, 1, 0.9, 0.8}, seed), x = random_values(80, in, seed + 1);

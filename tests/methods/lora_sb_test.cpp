@@ -70,7 +70,7 @@ TEST_CASE("LoRA-SB: a second finish adds nothing, and a factor changed since pre
         "filled, or optimal_gradient = false");
 }
 
-TEST_CASE("LoRA-SB: with badly scaled factors a step goes further, each with its own best learning rate") {
+TEST_CASE("LoRA-SB: with badly scaled factors a step goes further, each with its own best learning rate", "[effect]") {
   for (std::uint32_t seed : {1u, 2u, 3u}) {
     const index_t in = 12, out = 10, rank = 4;
     const Matrix w = random_values(out, in, seed), x = random_values(200, in, seed + 1);

@@ -50,8 +50,8 @@ TEST_CASE("LoRA-XS: backward without x gives the same gradients to the bit") {
   CHECK(frobenius(layer.gradient(dw::Role::Core)) > 0);
 }
 
-TEST_CASE(
-    "LoRA-XS: a change within W's leading singular spaces is learnt by rank^2 numbers, not by as many elsewhere") {
+TEST_CASE("LoRA-XS: a change within W's leading singular spaces is learnt by rank^2 numbers, not by as many elsewhere",
+          "[effect]") {
   for (std::uint32_t seed : {1u, 2u, 3u}) {
     const index_t rank = 3, in = 16, out = 12;
     const Matrix w = with_singular_values(out, in, {4, 3.5, 3, 1, 0.9, 0.8, 0.7, 0.6}, seed);

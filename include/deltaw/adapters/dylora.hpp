@@ -69,6 +69,12 @@ class DyLora : public LowRank<P, B, Act> {
     chosen_ = rank;
     use_rank(rank);
   }
+  /// After `resize_rank`: all ranks take part, at the scale there is.
+  void rank_resized() {
+    Path::rank_resized();
+    chosen_ = 0;
+    alpha_ = scale_ * static_cast<double>(active_);
+  }
   index_t greatest_rank() const { return a_.value.rows(); }
 
   /// The plain LoRA of the first `rank` ranks: the same output as after `set_rank(rank)`.

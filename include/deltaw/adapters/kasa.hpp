@@ -8,16 +8,15 @@
 #include <span>
 
 #include "deltaw/base/base_ref.hpp"
-#include "deltaw/core/initial.hpp"
-#include "deltaw/core/low_rank.hpp"
+#include "deltaw/core/gated.hpp"
 #include "deltaw/core/orthogonality.hpp"
 
 namespace deltaw {
 
 template <class P, class B, class Act = P>
-class Kasa : public LowRank<P, B, Act, Gate> {
-  using Path = LowRank<P, B, Act, Gate>;
-  using Path::a_, Path::b_, Path::middle_, Path::shape_;
+class Kasa : public GatedLowRank<P, B, Act> {
+  using Path = GatedLowRank<P, B, Act>;
+  using Path::a_, Path::b_;
 
  public:
   using typename Path::Context, typename Path::Space;
@@ -50,21 +49,14 @@ class Kasa : public LowRank<P, B, Act, Gate> {
   }
 
   /// A as LoRA's, B = 0, d ~ N(0, 1). The base is another matter: see init::Kasa.
-  void initialize(Context& ctx, std::uint64_t seed) {
-    auto& d = middle_.parameter;
-    fill_kaiming<B>(ctx, a_, shape_.in_total(), parameter_key(seed, *this, a_),
-                    {0, static_cast<std::uint64_t>(shape_.shard.in_offset)});
-    fill_gaussian<B>(ctx, d, 1, parameter_key(seed, *this, d));
-    B::fill(ctx, b_.value.view(), 0);
-    b_.changed();
-  }
+  void initialize(Context& ctx, std::uint64_t seed) { Path::start_gated(ctx, *this, seed); }
 
   /// beta sum d^2 + gamma (||B^T B - I||_F + ||A A^T - I||_F) of every layer; ||B B^T - I||^2 = ||B^T B - I||^2 + out - rank.
   static void regularize(Context& ctx, std::span<Kasa* const> layers, MatrixView<P, Space> loss = {}) {
     for (Kasa* layer : layers) {
       const Options& o = layer->options_;
       const double share = o.reference_form ? 1 / static_cast<double>(layers.size()) : 1;
-      auto& d = layer->middle_.parameter;
+      auto& d = layer->gates();
       const auto values = std::as_const(d.value).view();
       if (!loss.empty()) B::row_dot(ctx, o.beta * share, values, values, loss);
       if (d.trained) B::map(ctx, AddScaled{2 * o.beta * share}, d.gradient(), values);

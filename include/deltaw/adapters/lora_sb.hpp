@@ -70,7 +70,8 @@ class LoraSb : public LowRank<P, B, Act, CorrectedCore> {
 
   /// (B^T B)^-1 and (A A^T)^-1, once: it waits for the device where A or B has changed, which they do not in training.
   /// Throws OptionError where the rows of A or the columns of B are not independent.
-  void prepare(Context& ctx, const Base&) {
+  void prepare(Context& ctx, const Base& base) {
+    Path::prepare(ctx, base);
     if (!options_.optimal_gradient || seen_ == factors_version()) return;
     typename Arena<Space>::Mark mark(ctx.arena);
     auto gram = B::template temp<double>(ctx, rank(), rank());
