@@ -12,6 +12,7 @@
 #include "rows/dora.hpp"
 #include "rows/dylora.hpp"
 #include "rows/full_delta.hpp"
+#include "rows/increlora.hpp"
 #include "rows/kasa.hpp"
 #include "rows/lamda.hpp"
 #include "rows/lora.hpp"
@@ -24,7 +25,7 @@
 
 namespace deltaw_tests {
 
-using Rows = std::tuple<LoraRow, DoraRow, BlockLoraRow, VeraRow, NolaRow, RandLoraRow, SoraRow, AdaLoraRow, CoDyRARow,
-                        KasaRow, DyLoraRow, LoraXsRow, LoraSbRow, LamdaRow, FullDeltaRow>;
+using Rows = std::tuple<LoraRow, DoraRow, BlockLoraRow, VeraRow, NolaRow, RandLoraRow, SoraRow, AdaLoraRow,
+                        IncreLoraRow, CoDyRARow, KasaRow, DyLoraRow, LoraXsRow, LoraSbRow, LamdaRow, FullDeltaRow>;
 
 }  // namespace deltaw_tests

@@ -8,6 +8,7 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
+#include "deltaw/adapters/increlora.hpp"
 #include "deltaw/adapters/kasa.hpp"
 #include "deltaw/adapters/lamda.hpp"
 #include "deltaw/adapters/lora.hpp"

@@ -18,6 +18,7 @@
 #include "deltaw/adapters/dora.hpp"
 #include "deltaw/adapters/dylora.hpp"
 #include "deltaw/adapters/full_delta.hpp"
+#include "deltaw/adapters/increlora.hpp"
 #include "deltaw/adapters/kasa.hpp"
 #include "deltaw/adapters/lamda.hpp"
 #include "deltaw/adapters/lora.hpp"
@@ -148,6 +149,7 @@ constexpr auto methods() {
       method_entry<RandLora<P, B, Act>>("RandLoRA: a full-rank update of scaled random bases (Albert et al., 2025)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<AdaLora<P, B, Act>>("AdaLoRA: ranks go by importance until a budget is left (Zhang et al., 2023)"),
+      method_entry<IncreLora<P, B, Act>>("IncreLoRA: ranks grow where they are needed (Zhang et al., 2023)"),
       method_entry<LoraXs<P, B, Act>>("LoRA-XS: dW = s B R A, only R is trained (Balazy et al., 2024)"),
       method_entry<LoraSb<P, B, Act>>(
           "LoRA-SB: LoRA-XS with the step nearest to full fine-tuning's (Ponkshe et al., 2024)"),
