@@ -133,11 +133,11 @@ template <class P, class B, class Act = P>
 constexpr auto methods() {
   return std::array{
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
-      method_entry<Nola<P, B, Act>>("NOLA: LoRA's factors as sums of random matrices (Koohpayegani et al., 2024)"),
       method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
       method_entry<Sora<P, B, Act>>("SoRA: a gate a rank, closed by a proximal step (Ding et al., 2023)"),
       method_entry<AdaLora<P, B, Act>>("AdaLoRA: ranks go by importance until a budget is left (Zhang et al., 2023)"),
+      method_entry<Nola<P, B, Act>>("NOLA: LoRA's factors as sums of random matrices (Koohpayegani et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
