@@ -387,7 +387,7 @@ struct Toy {
 };
 }  // namespace
 
-TEST_CASE("NOLA reaches the loss of LoRA at rank 1 with fewer parameters") {
+TEST_CASE("NOLA reaches the loss of LoRA at rank 1 with fewer parameters", "[effect]") {
   for (const std::uint64_t seed : {1, 2, 3, 4}) {
     const Toy toy(seed);
     const Lora::Options lora{.rank = 1, .alpha = 1};

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "deltaw/backend/cuda_bases.hpp"
 #include "deltaw/backend/cuda_kernels.hpp"
 #include "deltaw/backend/cuda_step.hpp"
 #include "deltaw/core/functors.hpp"
@@ -157,12 +158,7 @@ struct Cuda {
     check_view("random_combine", "c", c, 1, c.cols);
     check_view("random_combine", "out", out, out.rows, out.cols);
     check_no_alias("random_combine", "c", c, "out", out);
-    if (out.empty()) return;
-    const cuda_detail::Tiling tiling{row_width(out.cols), 1};
-    const dim3 grid(blocks(out.cols, tiling.width), grid_rows(out.rows, cuda_detail::block_size / tiling.width));
-    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
-                        &cuda_detail::random_combine_kernel<std::remove_const_t<TC>, T>, bases, scale, read(c), beta,
-                        out, tiling);
+    cuda_detail::combine(ctx, bases, scale, read(c), beta, out);
   }
   /// out_n += scale <U_n, in> (out: one row), see RandomBases.
   template <class TA, class T>
@@ -171,17 +167,7 @@ struct Cuda {
     check_view("random_project", "in", in, in.rows, in.cols);
     check_view("random_project", "out", out, 1, out.cols);
     check_no_alias("random_project", "in", in, "out", out);
-    if (in.empty() || out.empty()) return;
-    auto flat = read(in);  // one long row where the numbering allows it, so that short rows waste no threads
-    if (in.contiguous() && bases.row_step == static_cast<std::uint64_t>(in.cols)) flat = {in.data, 1, in.size()};
-    Arena<Device>::Mark mark(ctx.arena);
-    const dim3 grid(blocks(out.cols, 4), std::min(blocks(flat.cols, 16 * cuda_detail::block_size), 64u));
-    auto partial = temp<compute_t<T>>(ctx, static_cast<index_t>(grid.y), 4 * static_cast<index_t>(grid.x));
-    cuda_detail::launch(ctx.stream(), grid, cuda_detail::block_size,
-                        &cuda_detail::random_project_kernel<std::remove_const_t<TA>, compute_t<T>>, bases, flat,
-                        partial);
-    column_sums(ctx, scale * 0x1p-23, read(partial.col_range(0, out.cols)), ConstMatrixView<compute_t<T>, Device>{},
-                out);
+    cuda_detail::project(ctx, bases, scale, read(in), out);
   }
 
   struct Constant {

@@ -182,55 +182,6 @@ __global__ void random_kernel(F f, Key call_key, RandomOrigin origin, index_t ro
   }
 }
 
-/// out = beta out + scale sum_n c_n U_n, an element a thread.
-template <class TC, class T>
-__global__ void random_combine_kernel(RandomBases bases, double scale, ConstMatrixView<TC, Device> c, double beta,
-                                      MatrixView<T, Device> out, Tiling tiling) {
-  using C = compute_t<T>;
-  const int rows_a_block = block_size / tiling.width;
-  const index_t first_row =
-      static_cast<index_t>(blockIdx.y) * rows_a_block + static_cast<int>(threadIdx.x) / tiling.width;
-  const index_t row_stride = static_cast<index_t>(gridDim.y) * rows_a_block;
-  const index_t j = static_cast<index_t>(blockIdx.x) * tiling.width + static_cast<int>(threadIdx.x) % tiling.width;
-  if (j >= out.cols) return;
-  for (index_t i = first_row; i < out.rows; i += row_stride) {
-    C sum = 0;
-    for (index_t n = 0; n < c.cols; n += 4) {
-      const PhiloxBlock bits = bases.key.block(static_cast<std::uint64_t>(n / 4), bases.element(i, j));
-      for (index_t w = 0; w < 4 && n + w < c.cols; ++w)
-        sum += static_cast<C>(c.data[n + w]) * static_cast<C>(signed24(bits[static_cast<std::size_t>(w)]));
-    }
-    T& o = out.data[i * out.stride + j];
-    const C kept = beta == 0 ? C(0) : static_cast<C>(beta) * static_cast<C>(o);
-    o = T(kept + static_cast<C>(scale * 0x1p-23) * sum);
-  }
-}
-
-/// partial(blockIdx.y, n) = 2^23 <U_n, in> over every gridDim.y-th stretch of columns: a block takes four n.
-template <class TA, class C>
-__global__ void random_project_kernel(RandomBases bases, ConstMatrixView<TA, Device> in,
-                                      MatrixView<C, Device> partial) {
-  __shared__ C sums[4][block_size];
-  const int thread = static_cast<int>(threadIdx.x);
-  C sum[4] = {};
-  for (index_t i = 0; i < in.rows; ++i)
-    for (index_t j = static_cast<index_t>(blockIdx.y) * block_size + thread; j < in.cols;
-         j += static_cast<index_t>(gridDim.y) * block_size) {
-      const PhiloxBlock bits = bases.key.block(blockIdx.x, bases.element(i, j));
-      const C x = static_cast<C>(in.data[i * in.stride + j]);
-      for (int w = 0; w < 4; ++w) sum[w] += x * static_cast<C>(signed24(bits[static_cast<std::size_t>(w)]));
-    }
-  for (int w = 0; w < 4; ++w) sums[w][thread] = sum[w];
-  for (int width = block_size / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (thread < width)
-      for (int w = 0; w < 4; ++w) sums[w][thread] += sums[w][thread + width];
-  }
-  __syncthreads();
-  if (thread < 4)
-    partial.data[static_cast<index_t>(blockIdx.y) * partial.stride + 4 * blockIdx.x + thread] = sums[thread][0];
-}
-
 /// The functors of `random_kernel`.
 template <class U, class T>
 struct DropElement {

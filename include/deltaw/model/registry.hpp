@@ -142,7 +142,6 @@ template <class P, class B, class Act = P>
 constexpr auto methods() {
   return std::array{
       method_entry<Lora<P, B, Act>>("LoRA: dW = s B A (Hu et al., 2021)"),
-      method_entry<Nola<P, B, Act>>("NOLA: LoRA's factors as sums of random matrices (Koohpayegani et al., 2024)"),
       method_entry<BlockLora<P, B, Act>>("Block-LoRA: blocks of B share one A (2025)"),
       method_entry<Dora<P, B, Act>>("DoRA: row lengths trained apart from LoRA's direction (Liu et al., 2024)"),
       method_entry<Vera<P, B, Act>>("VeRA: two trained vectors around one shared random pair (Kopiczko et al., 2023)"),
@@ -159,6 +158,7 @@ constexpr auto methods() {
       method_entry<Lamda<P, B, Act>>(
           "LaMDA: dW = s B M A, A frozen, B freezing as training goes on (Azizi et al., 2024)"),
       method_entry<CoDyRA<P, B, Act>>("CoDyRA: task after task, with gates closed in each (Lu et al., 2024)"),
+      method_entry<Nola<P, B, Act>>("NOLA: LoRA's factors as sums of random matrices (Koohpayegani et al., 2024)"),
       method_entry<FullDelta<P, B, Act>>("full fine-tuning: the weight itself is trained"),
   };
 }
