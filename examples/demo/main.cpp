@@ -3,6 +3,8 @@
 
 #include <cstdio>
 #include <iostream>
+#include <map>
+#include <tuple>
 
 #include "common/program.hpp"
 #include "demo/table.hpp"
@@ -59,8 +61,22 @@ std::vector<std::string> split_names(const std::vector<std::string>& arguments, 
   return names.empty() ? otherwise : names;
 }
 
+/// What the other methods are asked for beside LoRA's rank 4 and alpha 16: about LoRA's number of parameters, or their own
+/// defaults.
+const std::map<std::string, std::pair<index_t, std::vector<dw::OptionText>>> method_options{
+    {"adalora", {6, {{"target_rank", "4"}}}},
+    {"block_lora", {8, {{"blocks", "2"}}}},
+    {"lora_sb", {16, {{"any_rank", "true"}}}},
+    {"lora_xs", {16, {{"any_rank", "true"}}}},
+    {"nola", {4, {{"alpha", "16"}, {"k", "256"}, {"l", "256"}}}},
+    {"randlora", {16, {{"alpha", "320"}}}},
+    {"vera", {96, {{"any_rank", "true"}}}},
+};
+
 finetune::Options options_of(const Settings& s, const std::string& method, std::uint64_t seed) {
   finetune::Options o{.method = method, .seed = seed, .data = s.data};
+  if (const auto found = method_options.find(method); found != method_options.end())
+    std::tie(o.rank, o.method_options) = found->second;
   if (method == "lora") o.dropout = 0.1, o.norms = true;  // docs/data.md says how they were chosen
   if (s.quick) o.steps = 4, o.images = 200;
   return o;
@@ -74,9 +90,17 @@ Json read_tuned(const Settings& s) {
   return Json::parse(text);  // in the order of the file
 }
 
+/// As tuned; a method that is not takes LoRA's, which need not suit it.
 double chosen_rate(const Settings& s, const Json& tuned, const std::string& method) {
   if (method == "frozen") return finetune::Options{}.learning_rate;
-  if (!tuned.contains("chosen") || !tuned["chosen"].contains(method) || !tuned["chosen"][method].is_number())
+  const auto has = [&](const std::string& name) {
+    return tuned.contains("chosen") && tuned["chosen"].contains(name) && tuned["chosen"][name].is_number();
+  };
+  if (!has(method) && has("lora")) {
+    dw::find_method<float, dw::Cpu>(method);  // throws for a name that is none
+    return tuned["chosen"]["lora"].get<double>();
+  }
+  if (!has(method))
     dw::raise_mismatch<dw::OptionError>("demo", "learning rate of '" + method + "'", "none in " + s.tuned,
                                         "one found by `make tune METHODS=" + method + "`");
   return tuned["chosen"][method].get<double>();
@@ -168,7 +192,12 @@ bool peft_has(const std::string& method) { return method != "frozen" && method !
 int demo(const Settings& s) {
   const auto methods = split_names(s.methods, {"frozen", "head", "lora", "full"});
   const Json tuned = read_tuned(s);
-  for (const std::string& method : methods) chosen_rate(s, tuned, method);  // before anything takes time
+  for (const std::string& method : methods) {  // before anything takes time
+    const double rate = chosen_rate(s, tuned, method);
+    if (method != "frozen" && !tuned["chosen"].contains(method))
+      std::printf("%s: not tuned yet (make tune METHODS=%s), so with LoRA's learning rate, %g\n", method.c_str(),
+                  method.c_str(), rate);
+  }
   const auto images = examples::read_fashion_mnist(s.data, "train"),
              test = examples::read_fashion_mnist(s.data, "t10k");
   std::vector<index_t> chosen(static_cast<std::size_t>(s.quick ? 200 : test.count()));

@@ -19,6 +19,7 @@
 #include "deltaw/deltaw.hpp"
 #include "deltaw/io/peft.hpp"
 #include "deltaw/io/state.hpp"
+#include "finetune/method_init.hpp"
 #include "vit/base_file.hpp"
 #include "vit/images.hpp"
 
@@ -104,8 +105,7 @@ class Run {
     vit::load_weights(model_, options_.base);
     bytes_before_ = examples::allocated_bytes();
     examples::reset_peak();
-    if (trains(options_))
-      model_.set().adapt(model_.context(), request_of(options_), dw::init::Kaiming{.seed = options_.seed});
+    if (trains(options_)) model_.set().adapt(model_.context(), request_of(options_), MethodInit{.seed = options_.seed});
     if (options_.held_out >= options_.images)
       dw::raise_mismatch<dw::OptionError>("finetune", "held_out", options_.held_out,
                                           "less than images = " + std::to_string(options_.images));
