@@ -172,6 +172,22 @@ TEST_CASE("DyLoRA: cut to half its ranks or fewer it does better than LoRA cut a
   }
 }
 
+TEST_CASE("DyLoRA: resized, it draws from the ranks there are, at the scale there was") {
+  Layer layer(random_values(6, 7, 1), {.rank = 4, .alpha = 6});
+  layer.adapter.set_rank(2);
+  const std::vector<index_t> keep{0, 2};
+  dw::resize_rank(layer.ctx, layer.adapter, keep, 1);
+  CHECK(layer.adapter.rank() == 3);
+  CHECK(layer.adapter.scale() == 3);
+  for (long step = 0; step < 30; ++step) {
+    begin({&layer.adapter}, step);
+    CHECK(layer.adapter.rank() <= 3);
+    CHECK(layer.adapter.scale() == 9.0 / static_cast<double>(layer.adapter.rank()));
+  }
+  end({&layer.adapter});
+  CHECK(layer.adapter.scale() == 3);
+}
+
 TEST_CASE("DyLoRA: options outside their range are refused") {
   const auto refused = [](dw::DyLora<double, dw::Cpu>::Options o) {
     return message_of<dw::OptionError>([&] { dw::DyLora<double, dw::Cpu>({5, 4}, o); });

@@ -96,6 +96,20 @@ TEST_CASE("LoRA-SB: with badly scaled factors a step goes further, each with its
   }
 }
 
+TEST_CASE("LoRA-SB: resized, its gradient is that of the ranks kept") {
+  const Matrix x = random_values(5, 7, 3), target = random_values(5, 6, 5);
+  Layer layer(random_values(6, 7, 1), {.rank = 3}), small(layer.w, {.rank = 2});
+  layer.adapter.initialize(layer.ctx, 4);
+  layer.backward(x, target);
+  dw::zero_grad(layer.ctx, layer.adapter);
+  dw::resize_rank(layer.ctx, layer.adapter, std::vector<index_t>{2, 0}, 0);
+  for (dw::Role role : {dw::Role::Down, dw::Role::Up, dw::Role::Core}) small.set(role, layer.value(role));
+  layer.backward(x, target);
+  small.backward(x, target);
+  CHECK(layer.gradient(dw::Role::Core).values == small.gradient(dw::Role::Core).values);
+  CHECK(frobenius(small.gradient(dw::Role::Core)) > 0);
+}
+
 TEST_CASE("LoRA-SB: options outside their range are refused") {
   const auto refused = [](dw::LoraSb<double, dw::Cpu>::Options o) {
     return message_of<dw::OptionError>([&] { dw::LoraSb<double, dw::Cpu>({5, 4}, o); });

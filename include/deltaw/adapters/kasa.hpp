@@ -51,14 +51,14 @@ class Kasa : public GatedLowRank<P, B, Act> {
   /// A as LoRA's, B = 0, d ~ N(0, 1). The base is another matter: see init::Kasa.
   void initialize(Context& ctx, std::uint64_t seed) { Path::start_gated(ctx, *this, seed); }
 
-  /// beta sum d^2 + gamma (||B^T B - I||_F + ||A A^T - I||_F) of every layer; ||B B^T - I||^2 = ||B^T B - I||^2 + out - rank.
+  /// beta sum d^2 + gamma (||B^T B - I||_F + ||A A^T - I||_F) of every layer, for what is trained; ||B B^T - I||^2 = ||B^T B - I||^2 + out - rank.
   static void regularize(Context& ctx, std::span<Kasa* const> layers, MatrixView<P, Space> loss = {}) {
     for (Kasa* layer : layers) {
       const Options& o = layer->options_;
       const double share = o.reference_form ? 1 / static_cast<double>(layers.size()) : 1;
       auto& d = layer->gates();
       const auto values = std::as_const(d.value).view();
-      if (!loss.empty()) B::row_dot(ctx, o.beta * share, values, values, loss);
+      if (d.trained && is_given(loss)) B::row_dot(ctx, o.beta * share, values, values, loss);
       if (d.trained) B::map(ctx, AddScaled{2 * o.beta * share}, d.gradient(), values);
       for (auto* factor : {&layer->a_, &layer->b_}) {
         const index_t longer = std::max(factor->value.rows(), factor->value.cols());
