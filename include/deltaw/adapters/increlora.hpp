@@ -106,7 +106,8 @@ class IncreLora : public GatedLowRank<P, B, Act> {
   }
 
   /// Which ranks there are, after values came from elsewhere (a file); it waits for the device only then.
-  void prepare(Context&, const Base&) {
+  void prepare(Context& ctx, const Base& base) {
+    Path::prepare(ctx, base);
     if (seen_ == version_of(*this)) return;
     read_row(slot("ranks"), host_);
     if (host_[0] > 0) set_ranks(static_cast<index_t>(host_[0]), static_cast<index_t>(host_[1]));
