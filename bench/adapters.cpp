@@ -37,13 +37,23 @@ struct Target {
 };
 constexpr Target targets[] = {
     {"lora", {1.03, 1.10, 1.08}, {1.03, 1.07, 1.06}},
+    {"dora", {1.07, 1.14, 1.20}, {1.07, 1.13, 1.18}},
+    {"lora_xs", {1.02, 1.05, 1.05}, {1.02, 1.05, 1.05}},
+    {"lora_sb", {1.02, 1.05, 1.05}, {1.02, 1.05, 1.05}},
+    {"vera", {1.03, 1.07, 1.06}, {1.03, 1.07, 1.06}},
+    {"nola", {1.10, 1.25, 1.55}, {1.10, 1.25, 1.55}},
+    {"nola cached", {1.05, 1.10, 1.20}, {1.05, 1.10, 1.20}},
+    {"randlora", {3.6, 3.6, 2.45}, {3.6, 3.6, 2.45}},
+    {"randlora regenerated", {3.8, 3.8, 2.8}, {3.8, 3.8, 2.8}},
+    {"randlora very sparse", {2.0, 3.6, 2.45}, {2.0, 3.6, 2.45}},
 };
 constexpr double two_thread_allowance = 0.04;
 
 /// Hooks that a step of the method has beside its calls, timed as rows of their own.
 enum class Extra { None, Regularize, AfterStep };
 
-/// A method of the registry with other options than its defaults, or with a hook.
+/// A method of the registry with other options than its defaults, or with a hook; one that has the method's own name as its
+/// label stands for it.
 struct Variant {
   const char* method;
   const char* label;
@@ -51,7 +61,18 @@ struct Variant {
   Extra extra = Extra::None;
 };
 const std::vector<Variant>& variants() {
-  static const std::vector<Variant> list{};
+  static const std::vector<Variant> list{
+      {"dora", "dora exact", {{"exact_gradient", "true"}}},
+      {"nola", "nola", {{"k", "64"}, {"l", "64"}}},
+      {"nola", "nola cached", {{"k", "64"}, {"l", "64"}, {"cached", "true"}}},
+      {"randlora", "randlora regenerated", {{"regenerate", "true"}}},
+      {"randlora", "randlora sparse", {{"sparse", "true"}}},
+      {"randlora", "randlora very sparse", {{"very_sparse", "true"}}},
+      {"sora", "sora and its step", {}, Extra::AfterStep},
+      {"adalora", "adalora and its penalty", {}, Extra::Regularize},
+      {"adalora", "adalora and its budget", {}, Extra::AfterStep},
+      {"kasa", "kasa and its penalties", {}, Extra::Regularize},
+  };
   return list;
 }
 
@@ -165,7 +186,8 @@ std::vector<Case> cases(int threads, bool full) {
       list.push_back({v.label, v.method, v.options, v.extra, rank, threads});
   };
   for (const auto& entry : dw::methods<float, dw::Cpu>()) {
-    add({entry.name.data(), entry.name.data()});
+    const auto replaces = [&](const Variant& v) { return v.label == entry.name; };
+    if (std::none_of(variants().begin(), variants().end(), replaces)) add({entry.name.data(), entry.name.data()});
     for (const Variant& v : variants())
       if (v.method == entry.name) add(v);
   }
