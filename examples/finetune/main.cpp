@@ -63,9 +63,9 @@ void add_options(CLI::App& app, Settings& s) {
 }
 
 int list_methods() {
-  std::printf("%-8s nothing is trained\n%-8s the head alone is trained\n", "frozen", "head");
-  for (const auto& method : dw::methods<float, dw::Cpu>())
-    std::printf("%-8s %s\n", std::string(method.name).c_str(), std::string(method.summary).c_str());
+  std::printf("%-10s nothing is trained\n%-10s the head alone is trained\n", "frozen", "head");
+  for (const auto& [name, summary] : examples::method_summaries())
+    std::printf("%-10s %s\n", name.c_str(), summary.c_str());
   return 0;
 }
 

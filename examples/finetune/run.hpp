@@ -15,6 +15,7 @@
 #include "common/allocations.hpp"
 #include "common/batches.hpp"
 #include "common/interrupt.hpp"
+#include "common/methods.hpp"
 #include "common/progress.hpp"
 #include "deltaw/deltaw.hpp"
 #include "deltaw/io/peft.hpp"

@@ -3,6 +3,7 @@
 #include "vit/vit.hpp"
 
 #include "catch.hpp"
+#include "support/methods.hpp"
 
 namespace {
 

@@ -11,6 +11,7 @@
 #include "deltaw/deltaw.hpp"
 #include "deltaw/io/peft.hpp"
 #include "scratch.hpp"
+#include "support/methods.hpp"
 
 namespace io = deltaw::io;
 using deltaw::Cpu;

@@ -9,6 +9,7 @@
 #include "deltaw/io/state.hpp"
 #include "scratch.hpp"
 #include "small_model.hpp"
+#include "support/methods.hpp"
 
 namespace io = deltaw::io;
 namespace fs = std::filesystem;

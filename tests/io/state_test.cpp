@@ -7,6 +7,7 @@
 #include "catch.hpp"
 #include "scratch.hpp"
 #include "small_model.hpp"
+#include "support/methods.hpp"
 
 namespace io = deltaw::io;
 using deltaw::AdaptRequest;

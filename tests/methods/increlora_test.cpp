@@ -8,6 +8,7 @@
 #include "deltaw/io/state.hpp"
 #include "message.hpp"
 #include "planted.hpp"
+#include "support/methods.hpp"
 
 using namespace deltaw_tests;
 

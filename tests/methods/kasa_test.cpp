@@ -4,6 +4,7 @@
 #include "deltaw/model/adapter_set.hpp"
 #include "deltaw/model/to_lora.hpp"
 #include "double_solver.hpp"
+#include "support/methods.hpp"
 #include "toy_layer.hpp"
 
 using namespace deltaw_tests;

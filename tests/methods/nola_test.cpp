@@ -18,6 +18,7 @@
 #include "io/small_model.hpp"
 #include "message.hpp"
 #include "rows/nola.hpp"
+#include "support/methods.hpp"
 
 using namespace deltaw_tests;
 

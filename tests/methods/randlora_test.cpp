@@ -3,6 +3,7 @@
 
 #include "deltaw/model/adapter_set.hpp"
 #include "shared_bases.hpp"
+#include "support/methods.hpp"
 #include "wrapped_backend.hpp"
 
 using namespace deltaw_tests;

@@ -2,6 +2,7 @@
 
 #include "deltaw/model/adapter_set.hpp"
 #include "shared_bases.hpp"
+#include "support/methods.hpp"
 
 using namespace deltaw_tests;
 

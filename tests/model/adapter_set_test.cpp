@@ -10,6 +10,7 @@
 #include "deltaw/optim/adamw.hpp"
 #include "message.hpp"
 #include "problem.hpp"
+#include "support/methods.hpp"
 
 using namespace deltaw_tests;
 using dw::AdaptRequest;

@@ -3,6 +3,7 @@
 #include "catch.hpp"
 #include "deltaw/model/adapter_set.hpp"
 #include "message.hpp"
+#include "support/methods.hpp"
 
 namespace dw = deltaw;
 using deltaw_tests::message_of;

@@ -7,6 +7,7 @@
 #include "deltaw/model/adapter_set.hpp"
 #include "deltaw/optim/sgd.hpp"
 #include "message.hpp"
+#include "support/methods.hpp"
 
 namespace dw = deltaw;
 using deltaw_tests::message_of;

@@ -6,6 +6,7 @@
 #include "catch.hpp"
 #include "deltaw/model/adapter_set.hpp"
 #include "problem.hpp"
+#include "support/methods.hpp"
 
 using namespace deltaw_tests;
 

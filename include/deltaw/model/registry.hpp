@@ -163,7 +163,8 @@ constexpr auto methods() {
   };
 }
 
-/// The entry of that name; throws NameError with the names there are.
+/// The entry of that name; throws NameError with the names there are. It holds all methods, which takes a compiler long:
+/// where several files call it, declare it `extern template` and instantiate it in one, as examples/common/methods.hpp does.
 template <class P, class B, class Act = P>
 MethodEntry<P, B, Act> find_method(std::string_view name) {
   std::string known;
