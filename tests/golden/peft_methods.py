@@ -11,9 +11,10 @@ STEPS of ADAMW with that loss); for methods with a penalty of their own penalize
 AdaLoRA allocated.KEY (the value after total_step steps with the penalty, each followed by its allocation).
 Versions are in its metadata.
 
-Two things of peft are set right, as double shows them: KaSA cuts every base in float, here in double; and AdaLoRA's
-count of ranks, a constant, becomes a trained parameter where the base is not float.
+Two things of peft are set right, as double shows them: KaSA's cut of the base and its penalty are computed in float, here
+in double; and AdaLoRA's count of ranks, a constant, becomes a trained parameter where the base is not float.
 """
+import contextlib
 import json
 import os
 import platform
@@ -89,9 +90,19 @@ def linears(model):
     return {name: module for name, module in model.named_modules() if name in SHAPES}
 
 
+@contextlib.contextmanager
+def kasa_in_double(config):
+    """peft computes KaSA's SVD and penalty in float whatever the type of the model."""
+    if not getattr(config, "kasa_config", None):
+        yield
+        return
+    with unittest.mock.patch.object(torch, "float32", torch.float64), \
+            unittest.mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        yield
+
+
 def adapt(base, config):
-    svd_type = torch.float64 if getattr(config, "kasa_config", None) else torch.float32
-    with unittest.mock.patch.object(torch, "float32", svd_type):
+    with kasa_in_double(config):
         model = peft.get_peft_model(base, config, autocast_adapter_dtype=False).double().eval()
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:
@@ -116,7 +127,10 @@ def penalized(model, config):
     if config.peft_type == "ADALORA" and config.rank_pattern is None:
         return lambda x, dy: model.base_model(x, dy).loss  # a PeftModel without a task type would leave the penalty out
     if getattr(config, "kasa_config", None):
-        return lambda x, dy: (model(x) * dy).sum() + model.base_model._get_kasa_loss()
+        def loss(x, dy):
+            with kasa_in_double(config):
+                return (model(x) * dy).sum() + model.base_model._get_kasa_loss()
+        return loss
     return None
 
 
