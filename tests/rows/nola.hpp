@@ -21,7 +21,7 @@ struct NolaRow {
 
   template <class Options>
   static std::vector<Variant<Options>> variants() {
-    return {{"plain", {.rank = 3, .alpha = 6, .k = 6, .l = 5}},
+    return {{"plain", {.rank = 3, .alpha = 6, .k = 18, .l = 13, .seed = 3}},
             {"cached", {.rank = 4, .alpha = 2, .k = 3, .l = 9, .cached = true, .seed = 6}},
             {"ViT", {.rank = 2, .alpha = 9, .k = 4, .l = 7, .vit = true, .layer = 2}, {}, true},
             {"ViT, cached", {.rank = 3, .alpha = 9, .k = 4, .l = 1, .vit = true, .cached = true}, {}, true},
