@@ -2,6 +2,7 @@
 
 #include "../io/scratch.hpp"
 #include "catch.hpp"
+#include "deltaw/backend/cuda_solver.hpp"
 #include "deltaw/io/peft.hpp"
 #include "deltaw/io/state.hpp"
 #include "deltaw/model/adapter_set.hpp"

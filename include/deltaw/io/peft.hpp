@@ -4,6 +4,8 @@
 //
 //   io::save_peft(set, "default", "out/adapter", {.base_model_name_or_path = "my-vit"});
 //   io::load_peft(ctx, set, "default", "out/adapter");     // makes the adapter, or loads into one of the same shape
+//
+// For sets on Cuda include backend/cuda_solver.hpp too: reading KaSA cuts the base.
 
 #include <algorithm>
 #include <concepts>
@@ -19,6 +21,7 @@
 #include <vector>
 
 #include "deltaw/backend/cpu_solver.hpp"
+#include "deltaw/core/rank.hpp"
 #include "deltaw/init/kasa.hpp"
 #include "deltaw/io/file.hpp"
 #include "deltaw/io/peft_bases.hpp"
@@ -306,11 +309,13 @@ inline void check_note(const SafetensorsReader& reader, const std::string& base,
                                     "base (PeftLoadOptions::any_base loads it all the same)");
 }
 
-/// What a fresh adapter starts with before its values are read: nothing, but for what its method does to the base.
+/// What a fresh adapter starts with before its values are read: nothing, but for what its method does to the base, which
+/// the set keeps a record of.
 struct PeftStart {
   template <class A, class Base>
-  void operator()(typename A::Backend::Context& ctx, A& adapter, const Base& base) const {
-    if (adapter.method_name() == "kasa") (void)init::Kasa{}(ctx, adapter, base);
+  auto operator()(typename A::Backend::Context& ctx, A& adapter, const Base& base) const {
+    if (adapter.method_name() == "kasa") return init::Kasa{}(ctx, adapter, base);
+    return BaseChange<typename A::Scalar, typename A::Backend::Space>{};
   }
 };
 
