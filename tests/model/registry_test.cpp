@@ -116,7 +116,7 @@ TEST_CASE("registry: every method is found by its name, once, with a summary") {
   for (std::size_t i = 0; i < all.size(); ++i) {
     CHECK(dw::find_method<double, Cpu>(all[i].name).summary == all[i].summary);
     CHECK_FALSE(all[i].summary.empty());
-    CHECK(all[i].make(wide, {}, {.rank = 2}, nullptr).method_name() == all[i].name);
+    CHECK(all[i].make({600, 500}, {}, {}, nullptr).method_name() == all[i].name);
     for (std::size_t j = 0; j < i; ++j) CHECK(all[i].name != all[j].name);
   }
 }

@@ -16,7 +16,6 @@ namespace deltaw {
 
 struct Cuda {
   using Space = Device;
-
   using Context = CudaContext;
   using StepState = CudaStepState;
   using Step = CudaStep;
@@ -169,14 +168,6 @@ struct Cuda {
     check_no_alias("random_project", "in", in, "out", out);
     cuda_detail::project(ctx, bases, scale, read(in), out);
   }
-
-  struct Constant {
-    double value;
-    template <class X>
-    DELTAW_HD X operator()(X) const {
-      return static_cast<X>(value);
-    }
-  };
 
  private:
   template <class T>

@@ -6,6 +6,15 @@
 
 namespace deltaw {
 
+/// The constant.
+struct Constant {
+  double value;
+  template <class X>
+  DELTAW_HD X operator()(X) const {
+    return static_cast<X>(value);
+  }
+};
+
 /// in, converted.
 struct Assign {
   template <class X, class Y>
