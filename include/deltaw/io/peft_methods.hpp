@@ -2,8 +2,15 @@
 // The methods that PEFT and we both have, as tables: what its files call them, their fields and their options.
 
 #include <array>
+#include <charconv>
+#include <cstdint>
 #include <span>
+#include <string>
 #include <string_view>
+#include <utility>
+
+#include "deltaw/core/error.hpp"
+#include "deltaw/io/json.hpp"
 
 namespace deltaw::io::detail {
 
@@ -122,5 +129,37 @@ inline constexpr std::string_view peft_mask_suffix = ".lora_E";
 /// Fields that say nothing about what the adapter computes.
 inline constexpr std::array<std::string_view, 5> peft_remarks{"auto_mapping", "eva_config", "inference_mode",
                                                               "peft_version", "runtime_config"};
+
+inline const PeftMethod& peft_method(std::string_view where, std::string_view name) {
+  std::string known;
+  for (const PeftMethod& method : peft_methods) {
+    if (method.method == name) return method;
+    known.append(known.empty() ? "" : ", ").append(quote(method.method));
+  }
+  raise_mismatch<UnsupportedError>(where, "method", quote(name), "one that PEFT has too: " + known);
+}
+
+/// The option's value where it is given, else its standard.
+inline std::string_view option_value(const PeftField& field,
+                                     std::span<const std::pair<std::string, std::string>> options) {
+  for (const auto& [name, value] : options)
+    if (name == field.option) return value;
+  return field.standard;
+}
+
+inline double option_number(const PeftField& field, std::span<const std::pair<std::string, std::string>> options) {
+  const std::string_view text = option_value(field, options);
+  double value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);  // the registry has checked the text
+  return value;
+}
+
+inline std::uint64_t option_count(const PeftField& field,
+                                  std::span<const std::pair<std::string, std::string>> options) {
+  const std::string_view text = option_value(field, options);
+  std::uint64_t value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);  // the registry has checked the text
+  return value;
+}
 
 }  // namespace deltaw::io::detail
