@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "deltaw/core/adapter.hpp"
+#include "deltaw/core/config.hpp"
 
 namespace deltaw {
 
