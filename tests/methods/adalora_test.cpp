@@ -155,7 +155,7 @@ TEST_CASE("AdaLoRA: bad options and schedules are refused by name") {
   };
   CHECK(message({.rank = 4, .target_rank = 5}) == "AdaLora: target_rank: got 5, want 1 to rank = 4");
   CHECK(message({.rank = 4, .target_rank = 2, .tinit = -1}) == "AdaLora: tinit: got -1, want 0 or more");
-  CHECK(message({.rank = 4, .target_rank = 2, .deltaT = 0}) == "AdaLora: deltaT: got 0, want 1 or more");
+  CHECK(message({.rank = 4, .target_rank = 2, .delta_t = 0}) == "AdaLora: delta_t: got 0, want 1 or more");
   CHECK(message({.rank = 4, .target_rank = 2, .beta2 = 1}) == "AdaLora: beta2: got 1, want above 0 and below 1");
   PlantedModel<AdaLora> model(1, 1e-3);
   model.add({8, 6}, 1, 1, {.rank = 4, .target_rank = 2, .tinit = 5, .tfinal = 3});
@@ -172,7 +172,8 @@ TEST_CASE("AdaLoRA: the layer that needs ranks gets them, and the error is below
     PlantedModel<dw::Lora<double, dw::Cpu>> even(seed, 1e-2);
     for (const index_t planted : {6, 1, 0}) {
       model
-          .add({16, 12}, planted, 1, {.rank = 6, .target_rank = 3, .alpha = 6, .tinit = 40, .tfinal = 100, .deltaT = 5})
+          .add({16, 12}, planted, 1,
+               {.rank = 6, .target_rank = 3, .alpha = 6, .tinit = 40, .tfinal = 100, .delta_t = 5})
           .noise = 0.1;
       even.add({16, 12}, planted, 1, {.rank = 3, .alpha = 3}).noise = 0.1;
     }

@@ -52,7 +52,7 @@ class AdaLora : public GatedLowRank<P, B, Act> {
     double alpha = 8;
     index_t tinit = 0;             ///< steps before the first rank is dropped
     index_t tfinal = 0;            ///< steps in the end with the ranks as they are
-    index_t deltaT = 1;            ///< steps between two allocations, each of which waits for the device
+    index_t delta_t = 1;           ///< steps between two allocations, each of which waits for the device
     double beta1 = 0.85;           ///< of the importance's average
     double beta2 = 0.85;           ///< of its uncertainty's
     double orth_reg_weight = 0.5;  ///< of the penalty that keeps A and B orthonormal
@@ -64,7 +64,7 @@ class AdaLora : public GatedLowRank<P, B, Act> {
     template <class F>
     void for_each(F&& f) {
       f("rank", rank), f("target_rank", target_rank), f("alpha", alpha), f("tinit", tinit), f("tfinal", tfinal);
-      f("deltaT", deltaT), f("beta1", beta1), f("beta2", beta2), f("orth_reg_weight", orth_reg_weight);
+      f("delta_t", delta_t), f("beta1", beta1), f("beta2", beta2), f("orth_reg_weight", orth_reg_weight);
       f("dropout", dropout), f("seed", seed), f("layer", layer), f("any_rank", any_rank);
     }
   };
@@ -91,7 +91,7 @@ class AdaLora : public GatedLowRank<P, B, Act> {
       add_orthogonality<B>(ctx, layer->b_, weight, loss);
     }
   }
-  /// Importance, and every `deltaT` steps who keeps its singular value; gradients must still be there. The number of steps
+  /// Importance, and every `delta_t` steps who keeps its singular value; gradients must still be there. The number of steps
   /// taken, t, counts this one.
   static void after_step(Context& ctx, std::span<AdaLora* const> layers, const StepInfo& step) {
     begin_step(ctx, layers, step);
@@ -101,7 +101,7 @@ class AdaLora : public GatedLowRank<P, B, Act> {
     const index_t last = static_cast<index_t>(step.total_steps) - o.tfinal;
     if (taken < last)
       for (AdaLora* layer : layers) layer->observe(ctx);
-    if (taken == last || (taken < last && taken > o.tinit && taken % o.deltaT == 0))
+    if (taken == last || (taken < last && taken > o.tinit && taken % o.delta_t == 0))
       allocate(layers.front()->candidates_, ctx, layers, budget(layers, step));
     if (taken >= last)
       for (AdaLora* layer : layers) layer->hold(ctx);
@@ -143,7 +143,7 @@ class AdaLora : public GatedLowRank<P, B, Act> {
       raise_mismatch<OptionError>("AdaLora", "target_rank", o.target_rank, "1 to rank = " + std::to_string(o.rank));
     if (o.tinit < 0) raise_mismatch<OptionError>("AdaLora", "tinit", o.tinit, "0 or more");
     if (o.tfinal < 0) raise_mismatch<OptionError>("AdaLora", "tfinal", o.tfinal, "0 or more");
-    if (o.deltaT < 1) raise_mismatch<OptionError>("AdaLora", "deltaT", o.deltaT, "1 or more");
+    if (o.delta_t < 1) raise_mismatch<OptionError>("AdaLora", "delta_t", o.delta_t, "1 or more");
     for (const auto& [name, beta] : {std::pair{"beta1", o.beta1}, std::pair{"beta2", o.beta2}})
       if (!(beta > 0 && beta < 1)) raise_mismatch<OptionError>("AdaLora", name, beta, "above 0 and below 1");
     check_not_negative("AdaLora", "orth_reg_weight", o.orth_reg_weight);

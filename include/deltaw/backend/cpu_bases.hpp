@@ -127,7 +127,7 @@ struct Numbers {
   }
 };
 
-inline constexpr index_t width = 2 * lanes;
+inline constexpr index_t width = index_t{2} * lanes;
 inline constexpr index_t piece = 1024;  // elements whose rows stay in the first cache, and whose sums stay in C
 
 /// f(first value, number of its element, how many) for stretches of at most `piece` elements that are numbered on end and

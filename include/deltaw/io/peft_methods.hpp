@@ -72,7 +72,7 @@ inline constexpr std::array peft_adalora_fields{
     PeftField{"lora_dropout", "dropout", PeftKind::Probability, "0"},
     PeftField{"tinit", "tinit", PeftKind::Count, "0"},
     PeftField{"tfinal", "tfinal", PeftKind::Count, "0"},
-    PeftField{"deltaT", "deltaT", PeftKind::Count, "1"},
+    PeftField{"deltaT", "delta_t", PeftKind::Count, "1"},
     PeftField{"beta1", "beta1", PeftKind::Number, "0.85"},
     PeftField{"beta2", "beta2", PeftKind::Number, "0.85"},
     PeftField{"orth_reg_weight", "orth_reg_weight", PeftKind::Number, "0.5"},
