@@ -165,7 +165,8 @@ TEST_CASE("AdaLoRA: bad options and schedules are refused by name") {
 }
 
 // The paper: under one budget, layers that need more ranks get them. Seeds 1 to 5 gave 5 or 6, 2 to 4, and 0.
-TEST_CASE("AdaLoRA: the layer that needs ranks gets them, and the error is below that of ranks shared evenly") {
+TEST_CASE("AdaLoRA: the layer that needs ranks gets them, and the error is below that of ranks shared evenly",
+          "[effect]") {
   for (const unsigned seed : {1u, 2u, 3u}) {
     INFO("seed " << seed);
     PlantedModel<AdaLora> model(seed, 1e-2);

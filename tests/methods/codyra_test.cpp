@@ -130,7 +130,7 @@ TEST_CASE("CoDyRA: bad options are refused by name") {
 }
 
 // Seeds 1 to 6: 5 to 7, 7 to 10, 10 to 12 ranks of 12.
-TEST_CASE("CoDyRA: with plentiful data a task that needs more ranks keeps more") {
+TEST_CASE("CoDyRA: with plentiful data a task that needs more ranks keeps more", "[effect]") {
   for (const unsigned seed : {1u, 2u, 3u}) {
     const Stream stream = learn<CoDyRA>(seed, 3e-3, 1500, false, {.rank = 12, .alpha = 12, .kappa = 3e-3});
     INFO("seed " << seed << ": " << stream.ranks[0] << ", " << stream.ranks[1] << ", " << stream.ranks[2]);
@@ -142,7 +142,7 @@ TEST_CASE("CoDyRA: with plentiful data a task that needs more ranks keeps more")
 }
 
 // Seeds 1 to 6: 0.56 to 0.74 of LoRA's drift at 0.7 to 1.6 of its loss.
-TEST_CASE("CoDyRA: on few noisy samples less of what was before is forgotten than with LoRA") {
+TEST_CASE("CoDyRA: on few noisy samples less of what was before is forgotten than with LoRA", "[effect]") {
   for (const unsigned seed : {1u, 2u, 3u, 4u}) {
     const Stream gated = learn<CoDyRA>(seed, 2e-3, 1000, true, {.rank = 12, .alpha = 12, .kappa = 1e-2});
     const Stream plain = learn<Lora>(seed, 2e-3, 1000, true, {.rank = 12, .alpha = 12});

@@ -209,7 +209,7 @@ TEST_CASE("IncreLoRA: bad options are refused by name, and its rank is its own a
 }
 
 // The paper: layers that need ranks get them. Seeds 1 to 5: all three ranks went to the second layer.
-TEST_CASE("IncreLoRA: the layer with the planted ranks grows") {
+TEST_CASE("IncreLoRA: the layer with the planted ranks grows", "[effect]") {
   for (const unsigned seed : {1u, 2u, 3u}) {
     INFO("seed " << seed);
     ThreeLayers model(seed);

@@ -126,7 +126,7 @@ TEST_CASE("SoRA: bad options are refused by name") {
 }
 
 // The paper: the rank that is left fits the task. Seeds 1 to 5 gave the planted rank or one more.
-TEST_CASE("SoRA: the ranks left open are the planted ones, or one more") {
+TEST_CASE("SoRA: the ranks left open are the planted ones, or one more", "[effect]") {
   for (const unsigned seed : {1u, 2u, 3u})
     for (const index_t planted : {1, 2, 4}) {
       INFO("seed " << seed << ", planted rank " << planted);
