@@ -144,7 +144,9 @@ class AdaLora : public GatedLowRank<P, B, Act> {
     if (o.tinit < 0) raise_mismatch<OptionError>("AdaLora", "tinit", o.tinit, "0 or more");
     if (o.tfinal < 0) raise_mismatch<OptionError>("AdaLora", "tfinal", o.tfinal, "0 or more");
     if (o.delta_t < 1) raise_mismatch<OptionError>("AdaLora", "delta_t", o.delta_t, "1 or more");
-    for (const auto& [name, beta] : {std::pair{"beta1", o.beta1}, std::pair{"beta2", o.beta2}})
+    const std::pair<const char*, double> betas[] = {{"beta1", o.beta1},
+                                                    {"beta2", o.beta2}};  // nvcc takes no list in a for
+    for (const auto& [name, beta] : betas)
       if (!(beta > 0 && beta < 1)) raise_mismatch<OptionError>("AdaLora", name, beta, "above 0 and below 1");
     check_not_negative("AdaLora", "orth_reg_weight", o.orth_reg_weight);
     return {.rank = o.rank,

@@ -196,7 +196,9 @@ class IncreLora : public GatedLowRank<P, B, Act> {
     in_range("top_h", o.top_h, 1, any, "1 or more");
     in_range("score_every", o.score_every, 1, o.incre_interval,
              "1 to incre_interval = " + std::to_string(o.incre_interval));
-    for (const auto& [name, beta] : {std::pair{"beta1", o.beta1}, std::pair{"beta2", o.beta2}})
+    const std::pair<const char*, double> betas[] = {{"beta1", o.beta1},
+                                                    {"beta2", o.beta2}};  // nvcc takes no list in a for
+    for (const auto& [name, beta] : betas)
       if (!(beta > 0 && beta < 1)) raise_mismatch<OptionError>("IncreLora", name, beta, "above 0 and below 1");
     check_not_negative("IncreLora", "orth_reg_weight", o.orth_reg_weight);
     return {.rank = o.rank,

@@ -133,9 +133,10 @@ class Nola : public LowRank<P, B, Act> {
   /// states carry it, so that coefficients are not read into other matrices.
   std::uint64_t basis_digest() const {
     RandomKey digest{name_hash(options_.vit ? "nola vit" : "nola")};
-    for (index_t n : {options_.rank, options_.k, options_.l, shape_.in_total(), shape_.out_total()})
-      digest = digest.fold(static_cast<std::uint64_t>(n));
-    for (const RandomKey& drawn : {a_basis_.bases.key, b_basis_.bases.key, key("A0")}) {
+    const index_t sizes[] = {options_.rank, options_.k, options_.l, shape_.in_total(), shape_.out_total()};
+    for (const index_t n : sizes) digest = digest.fold(static_cast<std::uint64_t>(n));
+    const RandomKey keys[] = {a_basis_.bases.key, b_basis_.bases.key, key("A0")};
+    for (const RandomKey& drawn : keys) {
       const PhiloxBlock first = drawn.block(0, 0);
       for (int n = 0; n < 4; ++n) digest = digest.fold(first[static_cast<std::size_t>(n)]);
     }
