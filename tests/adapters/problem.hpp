@@ -130,6 +130,7 @@ struct Problem {
   Problem(Sizes s, const Case<P, B, Act>& c, unsigned seed = 1)
       : sizes(s),
         row(c),
+        ctx(make_context()),
         x(s.tokens, s.in, gap),
         w(s.out, s.in, gap),
         bias(1, s.out, gap),
@@ -149,6 +150,16 @@ struct Problem {
     dw::prepare(ctx, adapter, base);
     dy_before = to_matrix(dy.view());
     saved.call = {.training = true, .step = 3, .micro_batch = 1};
+  }
+
+  /// On a device with one small workspace for the library's products, shared by all: a context's own is large.
+  static typename B::Context make_context() {
+    if constexpr (std::is_same_v<Space, dw::Host>) {
+      return typename B::Context();
+    } else {
+      static auto* workspace = new dw::Tensor<unsigned char, Space>(1, 1 << 20);
+      return typename B::Context({.cublas_workspace = workspace->view().data, .cublas_workspace_bytes = 1 << 20});
+    }
   }
 
   /// The weight that methods like full fine-tuning train.

@@ -25,7 +25,7 @@ class Machine {
     return *machine;
   }
 
-  Range device{std::size_t{1} << 36};
+  Range device{std::size_t{1} << 38};  // never given out twice, so that what was freed stays closed
   Range pinned{std::size_t{1} << 33};
   std::recursive_mutex mutex;
 
