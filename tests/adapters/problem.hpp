@@ -59,7 +59,6 @@ struct Case {
   bool first = false;  ///< of its row
   bool identity_at_init = false, mergeable = false;
   std::vector<std::string> held_fixed;
-  double magnifies = 1;
   std::function<Any(dw::LinearShape)> make;
   std::function<Matrix(const OracleInput&)> oracle;
   std::function<void(const Any&, std::map<std::string, Matrix>&)> add_inputs;
@@ -84,7 +83,6 @@ void add_cases(std::vector<Case<P, B, Act>>& cases) {
         !Row::mergeable || requires { &A::delta_weight; },
         "a row that is mergeable wants delta_weight, merge and unmerge");
     c.held_fixed = variant.held_fixed;
-    c.magnifies = variant.magnifies;
     c.make = [o](dw::LinearShape shape) { return dw::AnyAdapter<P, B, Act>(A(shape, o)); };
     c.oracle = [o](const OracleInput& in) { return Row::oracle(in, o); };
     c.add_inputs = [](const dw::AnyAdapter<P, B, Act>& any, std::map<std::string, Matrix>& inputs) {

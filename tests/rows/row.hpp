@@ -82,7 +82,6 @@ struct Variant {
   /// Parameters whose gradient is by definition not the true one: it is the oracle's with `OracleInput::held` as it was.
   std::vector<std::string> held_fixed = {};
   bool moves_at_start = false;  ///< not the base at the start, though the row's other variants are
-  double magnifies = 1;  ///< the rounding of 16-bit products in its gradients, by the inverses they are multiplied with
 };
 
 /// What one forward and one backward cost: products and passes launched, FLOPs, bytes through memory, temporaries.
