@@ -1,5 +1,6 @@
 // LoRA-SB: the optimal gradient of the core.
 
+#include "rows/core.hpp"
 #include "toy_layer.hpp"
 
 using namespace deltaw_tests;
@@ -35,6 +36,26 @@ TEST_CASE("LoRA-SB: s B H A is the projection of the whole gradient of W") {
     CHECK(frobenius(plus(projected, step, -20 * s)) < 1e-12 * frobenius(projected));
     CHECK(frobenius(plus(projected, g, -1)) > 0.1 * frobenius(g));  // and not the gradient itself
   }
+}
+
+TEST_CASE("LoRA-SB: with dropout too, H is the gradient of the dropped inputs between the two inverses") {
+  const auto with = [](bool optimal) {
+    return dw::LoraSb<double, dw::Cpu>::Options{
+        .rank = 4, .scale = 0.6, .optimal_gradient = optimal, .dropout = 0.3, .seed = 11, .layer = 4};
+  };
+  const Matrix w = random_values(9, 11, 1);
+  Layer corrected(w, with(true)), plain(w, with(false));
+  for (Layer* layer : {&corrected, &plain}) {
+    place(*layer, 4, 5);
+    layer->set(dw::Role::Core, random_values(4, 4, 9));
+    layer->backward(random_values(20, 11, 2), random_values(20, 9, 3));
+  }
+  const Matrix a = plain.value(dw::Role::Down), b = turned(plain.value(dw::Role::Up));
+  const Matrix between =
+      times(times(inverse(times_transposed(b, b)), plain.gradient(dw::Role::Core)), inverse(times_transposed(a, a)));
+  const Matrix h = corrected.gradient(dw::Role::Core);
+  CHECK(frobenius(plus(h, between, -1 / (0.6 * 0.6))) < 1e-11 * frobenius(h));
+  CHECK(frobenius(h) > 0);
 }
 
 TEST_CASE("LoRA-SB: orthonormal factors and s = 1 leave the gradient as it is") {
