@@ -32,4 +32,30 @@ Cost gated_backward_cost(double tokens, double in, double out, double r) {
           .temporary_bytes = sizeof(P) * 3 * z};
 }
 
+/// All of a row but its names and what holds at the start. `Row::gate` is the name of the gate's parameter.
+template <class Row>
+struct GatedRow {
+  static constexpr bool mergeable = true;
+
+  template <class Options>
+  static std::vector<Variant<Options>> variants() {
+    return {{"plain", {.rank = 3, .alpha = 6}},
+            {"dropout", {.rank = 2, .alpha = 5, .dropout = 0.3, .seed = 11, .layer = 4}}};
+  }
+  template <class Options>
+  static Matrix oracle(const OracleInput& in, const Options& o) {
+    return gated_oracle(in, dropped_input(in, o.dropout, o.seed, o.layer), o.alpha / static_cast<double>(o.rank),
+                        in.parameters.at("lora_A.weight"), in.parameters.at("lora_B.weight"),
+                        in.parameters.at(Row::gate));
+  }
+  template <class P, class Options>
+  static Cost forward_cost(double tokens, double in, double out, const Options& o) {
+    return gated_forward_cost<P>(tokens, in, out, static_cast<double>(o.rank));
+  }
+  template <class P, class Options>
+  static Cost backward_cost(double tokens, double in, double out, const Options& o) {
+    return gated_backward_cost<P>(tokens, in, out, static_cast<double>(o.rank));
+  }
+};
+
 }  // namespace deltaw_tests

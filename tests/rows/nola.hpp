@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "deltaw/adapters/nola.hpp"
+#include "rows/lora.hpp"
 #include "rows/row.hpp"
 
 namespace deltaw_tests {
@@ -76,20 +77,11 @@ struct NolaRow {
   /// A call costs what LoRA's does; the random matrices are the step's.
   template <class P, class Options>
   static Cost forward_cost(double tokens, double in, double out, const Options& o) {
-    const auto r = static_cast<double>(o.rank);
-    return {.flops = 2 * tokens * r * (in + out),
-            .bytes = sizeof(P) * (tokens * in + r * in + tokens * r + tokens * r + out * r + 2 * tokens * out),
-            .launches = 2};
+    return LoraRow::forward_cost<P>(tokens, in, out, o);
   }
   template <class P, class Options>
   static Cost backward_cost(double tokens, double in, double out, const Options& o) {
-    const auto r = static_cast<double>(o.rank);
-    const double db = tokens * out + tokens * r + 2 * out * r, h = tokens * out + out * r + tokens * r;
-    const double dx = tokens * r + r * in + 2 * tokens * in, da = tokens * r + tokens * in + 2 * r * in;
-    return {.flops = 4 * tokens * r * (in + out),
-            .bytes = sizeof(P) * (db + h + dx + da),
-            .launches = 4,
-            .temporary_bytes = sizeof(P) * tokens * r};
+    return LoraRow::backward_cost<P>(tokens, in, out, o);
   }
 };
 
