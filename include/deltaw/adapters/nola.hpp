@@ -70,10 +70,11 @@ class Nola : public LowRank<P, B, Act> {
   }
 
   /// F_A = A0 + sum_i alpha_i A_i, F_B = sum_j beta_j B_j.
-  void prepare(Context& ctx, const Base&) {
+  void prepare(Context& ctx, const Base& base) {
     if (!options_.vit) draw_offset(ctx);
     combine(ctx, a_basis_, alpha_, options_.vit ? 0 : 1, a_);
     combine(ctx, b_basis_, beta_, 0, b_);
+    Path::prepare(ctx, base);
     prepared_ = version_of(*this);
   }
 
